@@ -4,8 +4,10 @@ use std::{fs, path::Path};
 
 use roomcast_protocol::channel::{Channels, Dialect, Mode};
 use roomcast_protocol::id::NodeId;
+use roomcast_protocol::message::Message;
 use roomcast_protocol::msgpack::TranscodeLimits;
-use roomcast_protocol::wire::{Parser, Wire};
+use roomcast_protocol::target::Target;
+use roomcast_protocol::wire::{Incoming, Parser, Wire};
 use serde_json::Value;
 
 pub(crate) const NAMESPACES: [&str; 2] = ["/", "/chat"];
@@ -68,6 +70,22 @@ pub(crate) fn read(file: &str) -> Vec<Capture> {
 pub(crate) fn unhex(text: &str) -> Vec<u8> {
     let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
     (0..text.len()).step_by(2).map(byte).collect()
+}
+
+pub(crate) fn target(rooms: &[&str], except: &[&str]) -> Target {
+    let mut target = Target::default();
+    target.add_rooms(rooms);
+    target.add_except(except);
+    target
+}
+
+/// A message that has no position and is not asked about, as it is heard.
+pub(crate) fn message(message: Message) -> Incoming {
+    Incoming::Message {
+        message,
+        confirm: None,
+        position: None,
+    }
 }
 
 /// The node that writes where a capture has another sender.

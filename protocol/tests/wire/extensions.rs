@@ -18,7 +18,7 @@ use roomcast_protocol::{
     msgpack::{Reader, Token, TranscodeLimits},
 };
 
-use crate::captures::{classic, node, sharded, wire_as};
+use crate::captures::{classic, message as heard_as, node, sharded, target, wire_as};
 
 fn text(publication: &Publication) -> &str {
     std::str::from_utf8(&publication.payload).unwrap()
@@ -40,13 +40,6 @@ fn nodes() -> Asker {
         uid: Some("ABCDEF".into()),
         node: None,
     }
-}
-
-fn target(rooms: &[&str], except: &[&str]) -> Target {
-    let mut target = Target::default();
-    target.add_rooms(rooms);
-    target.add_except(except);
-    target
 }
 
 fn broadcast(args: Args) -> Message {
@@ -258,12 +251,7 @@ fn data_that_looks_like_a_buffer_stays_data_where_node_has_real_ones() {
     for wire in [classic(), sharded(Mode::Static)] {
         let written = wire.message("/", "u", &message, None).unwrap();
         let heard = wire.read("/", Kind::Broadcast, &written.payload).unwrap();
-        let expected = Incoming::Message {
-            message: message.clone(),
-            confirm: None,
-            position: None,
-        };
-        assert_eq!(heard, expected);
+        assert_eq!(heard, heard_as(message.clone()));
     }
 }
 
@@ -336,13 +324,7 @@ fn data_is_read_as_deep_as_configured_and_no_deeper() {
             let written = writer.message("/", "u", &message, None).unwrap();
             let read = wire.read("/", Kind::Broadcast, &written.payload);
             read.map(|incoming| {
-                let confirm = None;
-                let expected = Incoming::Message {
-                    message,
-                    confirm,
-                    position: None,
-                };
-                assert_eq!(incoming, expected);
+                assert_eq!(incoming, heard_as(message));
             })
         };
         sent(DEPTH, None).unwrap();

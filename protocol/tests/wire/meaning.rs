@@ -10,7 +10,7 @@ use roomcast_protocol::question::{Answer, Question};
 use roomcast_protocol::target::{Flags, Target};
 use roomcast_protocol::wire::{Asker, Incoming, Reply};
 
-use crate::captures::{NAMESPACES, read, wire_of};
+use crate::captures::{NAMESPACES, message, read, target, wire_of};
 
 /// The message of a step of a capture, by its number among those of the step.
 fn heard(file: &str, name: &str, seq: usize) -> Incoming {
@@ -27,13 +27,6 @@ fn heard(file: &str, name: &str, seq: usize) -> Incoming {
     wire.read(place.namespace, place.kind, &payload).unwrap()
 }
 
-fn target(rooms: &[&str], except: &[&str]) -> Target {
-    let mut target = Target::default();
-    target.add_rooms(rooms);
-    target.add_except(except);
-    target
-}
-
 fn flagged(mut target: Target, f: impl FnOnce(&mut Flags)) -> Target {
     f(&mut target.flags);
     target
@@ -42,14 +35,6 @@ fn flagged(mut target: Target, f: impl FnOnce(&mut Flags)) -> Target {
 fn args(json: &str, attachments: &[&'static [u8]]) -> Args {
     let attachments = attachments.iter().map(|b| Bytes::from_static(b)).collect();
     Args::from_text(json.into(), attachments).unwrap()
-}
-
-fn message(message: Message) -> Incoming {
-    Incoming::Message {
-        message,
-        confirm: None,
-        position: None,
-    }
 }
 
 fn broadcast(target: Target, event: &str, args: Args) -> Incoming {
@@ -306,6 +291,7 @@ fn questions_say_who_asks_for_what() {
 #[test]
 fn answers_say_what_was_asked_for() {
     let answer = |answer| Reply::Answer(answer);
+    let from_b = || Answer::ServerSideEmit(Some(args(r#"["reply-from-B"]"#, &[])));
     let binary = args(r#"[{"_placeholder":true,"num":0}]"#, &[&[1, 2]]);
     for (file, name, seq, expected) in [
         (
@@ -348,13 +334,7 @@ fn answers_say_what_was_asked_for() {
             "classic",
             "server_side_emit_ack",
             2,
-            response(
-                "Mk6b5C",
-                answer(Answer::ServerSideEmit(Some(args(
-                    r#"["reply-from-B"]"#,
-                    &[],
-                )))),
-            ),
+            response("Mk6b5C", answer(from_b())),
         ),
         (
             "sharded-static",
@@ -372,13 +352,7 @@ fn answers_say_what_was_asked_for() {
             "sharded-static",
             "server_side_emit_ack",
             2,
-            response(
-                "3734c0458a4538c4",
-                answer(Answer::ServerSideEmit(Some(args(
-                    r#"["reply-from-B"]"#,
-                    &[],
-                )))),
-            ),
+            response("3734c0458a4538c4", answer(from_b())),
         ),
     ] {
         assert_eq!(heard(file, name, seq), expected, "{file} {name} {seq}");
