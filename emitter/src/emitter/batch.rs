@@ -13,7 +13,7 @@ use super::{
     core::Core,
     operator::{checked, names, once},
     results::Delivery,
-    unsent::{Keyed, Unsent},
+    unsent::{Keyed, Mark, Unsent},
 };
 use crate::error::EmitError;
 use roomcast_protocol::{
@@ -145,25 +145,23 @@ impl Batch {
 }
 
 impl Messages {
-    /// The number of a namespace, counted from 1. A batch seldom has more than one.
-    fn mark(&mut self, namespace: &str) -> u32 {
-        let known = self
-            .namespaces
-            .iter()
-            .rposition(|known| **known == *namespace);
-        let index = known.unwrap_or_else(|| {
-            self.namespaces.push(namespace.into());
-            self.namespaces.len() - 1
-        });
-        u32::try_from(index + 1).unwrap_or(0)
+    /// The number of a namespace. A batch seldom has more than one.
+    fn number(&mut self, namespace: &str) -> usize {
+        let mut known = self.namespaces.iter();
+        known
+            .rposition(|known| **known == *namespace)
+            .unwrap_or_else(|| {
+                self.namespaces.push(namespace.into());
+                self.namespaces.len() - 1
+            })
     }
 
     fn add(&mut self, namespace: &str, message: &Message) -> Result<(), EmitError> {
         let command = self.core.encoder.message(namespace, message)?;
         // Members are counted by namespace, because Redis does not report the readers of a stream.
         let mark = match self.core.encoder.has_stream() {
-            true => self.mark(namespace),
-            false => 0,
+            true => Mark::Journaled(self.number(namespace)),
+            false => Mark::Plain,
         };
         self.unsent.push(command, mark, self.limit)
     }
@@ -209,13 +207,16 @@ impl BatchOperator<'_> {
         self.target.flags.timeout = None;
         let has_stream = self.messages.core.encoder.has_stream();
         let is_stored = !self.target.flags.volatile;
-        let keyed = self.idempotency_key.map(|key| Keyed {
-            once: once(&self.messages.core, key, self.target, event, &args),
-            is_stored,
-        });
-        let mark = match !is_stored && !has_stream && keyed.is_none() {
-            true => 0,
-            false => self.messages.mark(&self.namespace),
+        let mark = match self.idempotency_key {
+            Some(key) => Mark::Keyed(Arc::new(Keyed {
+                once: once(&self.messages.core, key, self.target, event, &args),
+                namespace: self.messages.number(&self.namespace),
+                is_stored,
+            })),
+            None if is_stored || has_stream => {
+                Mark::Journaled(self.messages.number(&self.namespace))
+            }
+            None => Mark::Plain,
         };
         let Messages {
             core,
@@ -228,10 +229,7 @@ impl BatchOperator<'_> {
         let command = core
             .encoder
             .broadcast(&self.namespace, broadcast, payload)?;
-        match keyed {
-            Some(keyed) => unsent.push_keyed(command, mark, keyed, *limit),
-            None => unsent.push(command, mark, *limit),
-        }
+        unsent.push(command, mark, *limit)
     }
 
     /// Makes the selected sockets join rooms.

@@ -43,7 +43,7 @@ use super::{
     results::{self, Delivery},
     retry::Retry,
     transport::Transport,
-    unsent::{Keyed, Run, Unsent},
+    unsent::{Keyed, Mark, Run, Unsent},
 };
 use crate::{
     answers::{Answers, Listening},
@@ -108,8 +108,7 @@ impl Core {
                         ..delivery
                     });
                 }
-                // With a key, Redis does not publish the same message again.
-                Err(error) => self.pause_once(&mut tried, error, once.is_some()).await?,
+                Err(error) => self.pause(&mut tried, error, once.is_some()).await?,
             }
         }
     }
@@ -160,7 +159,7 @@ impl Core {
             };
             match appended {
                 Ok(delivery) => return Ok(delivery),
-                Err(error) => self.pause_once(&mut tried, error, once.is_some()).await?,
+                Err(error) => self.pause(&mut tried, error, once.is_some()).await?,
             }
         }
     }
@@ -214,13 +213,14 @@ impl Core {
         for namespace in namespaces {
             members.push(self.members(namespace).await);
         }
-        let of = |mark: u32| {
-            let index = (mark as usize).checked_sub(1);
-            index.and_then(|index| members.get(index).copied())
-        };
         let outcomes = appended.into_iter().zip(marks);
-        let outcomes = outcomes
-            .map(|(appended, mark)| appended.map(|()| Delivery::new(of(mark).unwrap_or_default())));
+        let outcomes = outcomes.map(|(appended, mark): (Result<(), EmitError>, &Mark)| {
+            appended?;
+            Ok(Delivery::new(match mark {
+                Mark::Journaled(namespace) => members[*namespace],
+                Mark::Plain | Mark::Keyed(_) => 0,
+            }))
+        });
         outcomes.collect()
     }
 
@@ -277,15 +277,20 @@ impl Core {
         loop {
             match self.journal(namespace).await {
                 Ok(journal) => return Ok(journal),
-                Err(error) => self.pause(&mut tried, error).await?,
+                Err(error) => self.pause(&mut tried, error, false).await?,
             }
         }
     }
 
     /// Waits before the next try, or returns the error if there is none.
-    async fn pause(&self, tried: &mut u32, error: EmitError) -> Result<(), EmitError> {
+    async fn pause(
+        &self,
+        tried: &mut u32,
+        error: EmitError,
+        has_key: bool,
+    ) -> Result<(), EmitError> {
         *tried += 1;
-        match self.retry.pause(*tried, &error) {
+        match self.retry.pause(*tried, &error, has_key) {
             Some(pause) => {
                 sleep(pause).await;
                 Ok(())
@@ -294,26 +299,8 @@ impl Core {
         }
     }
 
-    /// The same. With an idempotency key, messages that may have been published are retried, too,
-    /// because they are not published twice.
-    async fn pause_once(
-        &self,
-        tried: &mut u32,
-        error: EmitError,
-        has_key: bool,
-    ) -> Result<(), EmitError> {
-        match error {
-            EmitError::Unconfirmed(reason) if has_key => {
-                let retried = EmitError::Unreachable(Arc::clone(&reason));
-                let pausing = self.pause(tried, retried).await;
-                pausing.map_err(|_| EmitError::Unconfirmed(reason))
-            }
-            error => self.pause(tried, error).await,
-        }
-    }
-
     /// Publishes the messages of a batch and returns their outcomes, both in order. `namespaces` are those of
-    /// their [marks](Unsent::push).
+    /// their [marks](Mark).
     pub(super) async fn publish_all(
         &self,
         unsent: &Unsent,
@@ -337,13 +324,9 @@ impl Core {
         let mut results = self.publish_once(unsent, &journals, namespaces).await;
         let mut tried = 1;
         loop {
-            let pause = |index: usize, result: &Result<Delivery, EmitError>| match result {
-                Ok(_) => None,
-                Err(EmitError::Unconfirmed(reason)) if unsent.has_key(index) => {
-                    let retried = EmitError::Unreachable(Arc::clone(reason));
-                    self.retry.pause(tried, &retried)
-                }
-                Err(error) => self.retry.pause(tried, error),
+            let pause = |index: usize, result: &Result<Delivery, EmitError>| {
+                let error = result.as_ref().err()?;
+                self.retry.pause(tried, error, unsent.has_key(index))
             };
             let failed = results.iter().enumerate();
             let (again, pauses): (Vec<_>, Vec<_>) = failed
@@ -372,9 +355,8 @@ impl Core {
         for run in unsent.runs(journals) {
             match run {
                 Run::Keyed(mark, keyed) => {
-                    let index = (mark as usize).saturating_sub(1);
-                    let journal = journals.get(index).and_then(Option::as_ref);
-                    let namespace = &*namespaces[index];
+                    let journal = journals.get(mark).and_then(Option::as_ref);
+                    let namespace = &*namespaces[mark];
                     results.extend(Box::pin(self.publish_keyed(namespace, journal, keyed)).await);
                 }
                 Run::Published(unsent) if self.encoder.has_stream() => {
@@ -412,12 +394,15 @@ impl Core {
         let signer = self.signer.as_deref();
         let count = keyed.len();
         let mut route = String::new();
-        let commands = keyed.into_iter().map(|(Keyed { once, is_stored }, words)| {
+        let commands = keyed.into_iter().map(|(keyed, words)| {
+            let once = &keyed.once;
             let result = channels.once(namespace, &once.key);
             let command = match (self.encoder.has_stream(), words.get(2)) {
                 (true, _) => Some(once.entry_command(&result, &words, members)),
                 (false, payload) => {
-                    let limits = journal.filter(|_| *is_stored).map(|journal| journal.limits);
+                    let limits = journal
+                        .filter(|_| keyed.is_stored)
+                        .map(|journal| journal.limits);
                     once.command(&result, &names, payload?, limits, signer)
                 }
             };
@@ -577,7 +562,7 @@ impl Core {
             // The future is large; boxing it costs little compared with a question.
             match Box::pin(self.ask_once(namespace, about, question, timeout)).await {
                 Ok(answered) => return Ok(answered),
-                Err(error) => self.pause(&mut tried, error).await?,
+                Err(error) => self.pause(&mut tried, error, false).await?,
             }
         }
     }
@@ -637,7 +622,11 @@ impl Core {
         let is_broadcast = !matches!(about, About::Nothing);
         let mut unsent = Unsent::default();
         for publication in message.iter().chain(&asked) {
-            unsent.push(self.encoder.publication(publication), 0, usize::MAX)?;
+            unsent.push(
+                self.encoder.publication(publication),
+                Mark::Plain,
+                usize::MAX,
+            )?;
         }
         // Counted just before: a node that joins later does not receive the question.
         let publishing = async {

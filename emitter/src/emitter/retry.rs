@@ -3,7 +3,7 @@
 //! | error | published | retried |
 //! |---|---|---|
 //! | `Unreachable`, `Overloaded` | certainly not | yes |
-//! | `Unconfirmed` | possibly | with [`Retry::at_least_once`] |
+//! | `Unconfirmed` | possibly | with [`Retry::at_least_once`] or an idempotency key |
 //! | all others | certainly not | no, because they would fail again |
 
 use std::time::Duration;
@@ -65,10 +65,11 @@ impl Retry {
     }
 
     /// The pause before the next try, or `None` if there is no next try. `tried` counts
-    /// the tries so far.
-    pub(crate) fn pause(&self, tried: u32, error: &EmitError) -> Option<Duration> {
-        let unconfirmed = matches!(error, EmitError::Unconfirmed(_));
-        let again = error.is_safe_to_retry() || (self.may_duplicate && unconfirmed);
+    /// the tries so far. With an idempotency key, a message that may have been published is tried
+    /// again, too, because it is not published twice.
+    pub(crate) fn pause(&self, tried: u32, error: &EmitError, has_key: bool) -> Option<Duration> {
+        let is_unconfirmed = matches!(error, EmitError::Unconfirmed(_));
+        let again = error.is_safe_to_retry() || is_unconfirmed && (self.may_duplicate || has_key);
         self.pause_if(again, tried)
     }
 
@@ -91,7 +92,7 @@ mod tests {
     use super::*;
 
     fn pauses(retry: Retry, error: &EmitError) -> Vec<u64> {
-        let pauses = (1..).map_while(|tried| retry.pause(tried, error));
+        let pauses = (1..).map_while(|tried| retry.pause(tried, error, false));
         pauses.map(|pause| pause.as_millis() as u64).collect()
     }
 
@@ -114,6 +115,8 @@ mod tests {
             pauses(Retry::default().at_least_once(), &unconfirmed).len(),
             4
         );
+        let with_key = Retry::default().pause(1, &unconfirmed, true);
+        assert_eq!(with_key, Some(Duration::from_millis(100)));
         let overloaded = EmitError::Overloaded { queued_bytes: 1 };
         assert_eq!(pauses(Retry::default(), &overloaded).len(), 4);
         for error in [

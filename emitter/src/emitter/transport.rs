@@ -17,7 +17,7 @@ use roomcast_protocol::{channel::Channels, receipt::Receipt, wire::Publication};
 use super::{
     encoder::Encoder,
     results::Delivery,
-    unsent::{Piece, Unsent},
+    unsent::{Mark, Piece, Unsent},
 };
 #[cfg(feature = "pool")]
 use crate::pool::PoolPublisher;
@@ -62,7 +62,7 @@ impl Transport {
             #[cfg(feature = "pool")]
             Self::Pool(pool) => {
                 let mut unsent = Unsent::default();
-                unsent.push(encoder.publication(publication), 0, usize::MAX)?;
+                unsent.push(encoder.publication(publication), Mark::Plain, usize::MAX)?;
                 let reply = publish_over(pool, &unsent).await.pop();
                 reply.expect("there is one reply for each command")
             }
@@ -99,12 +99,8 @@ impl Transport {
             true => ("SHARDNUMSUB", Route::Channel(channel)),
             false => ("NUMSUB", Route::Any),
         };
-        let command = ["PUBSUB", command, channel].map(str::to_owned);
-        let replies = match self {
-            Self::Own(publisher) => publisher.command(&command, route).await.ok()?,
-            #[cfg(feature = "pool")]
-            Self::Pool(pool) => replies(pool, &[command.into()]).await.ok()?,
-        };
+        let command = ["PUBSUB", command, channel].map(str::to_owned).into();
+        let replies = self.ask(&[command], route).await.ok()?;
         let (_, subscribers) = *replies.first()?.pairs()?.first()?;
         usize::try_from(subscribers.integer()?).ok()
     }
@@ -230,13 +226,7 @@ impl Transport {
                 replies
             }
             #[cfg(feature = "pool")]
-            Self::Pool(pool) => {
-                let mut pipeline = Pipeline::with_capacity(commands.len());
-                for command in commands {
-                    pipeline.add_command(words(command));
-                }
-                pool.send(&[&pipeline]).await
-            }
+            Self::Pool(pool) => pool.send(&[&pipeline(commands)]).await,
         }
     }
 
@@ -248,53 +238,54 @@ impl Transport {
         leases: &Arc<Leases>,
     ) -> Result<Counted, EmitError> {
         let command = membership::subscribers(channels, namespace, leases);
-        let replies = match self {
-            Self::Own(publisher) => publisher.command(&command, Route::AllServers).await?,
-            #[cfg(feature = "pool")]
-            Self::Pool(pool) => replies(pool, &[command]).await?,
-        };
+        let replies = self.ask(&[command], Route::AllServers).await?;
         membership::count(channels, leases, &replies).ok_or_else(|| unexpected("PUBSUB"))
     }
 
     /// Redis's time in milliseconds since 1970, of the server that has the leases: all
     /// nodes read it there.
     pub(super) async fn time(&self, channels: &Channels) -> Result<u64, EmitError> {
-        let reply = match self {
-            Self::Own(publisher) => {
-                let key = channels.leases();
-                let time = publisher.command(&membership::TIME, Route::Key(&key));
-                time.await?
-            }
-            #[cfg(feature = "pool")]
-            Self::Pool(pool) => {
-                replies(pool, &[membership::TIME.map(str::to_owned).into()]).await?
-            }
-        };
-        let time = reply.first().and_then(membership::read_time);
+        let key = channels.leases();
+        let time = membership::TIME.map(str::to_owned).into();
+        let replies = self.ask(&[time], Route::Key(&key)).await?;
+        let time = replies.first().and_then(membership::read_time);
         time.ok_or_else(|| unexpected("TIME"))
     }
 
     pub(super) async fn leases(&self, channels: &Channels) -> Result<Leases, EmitError> {
-        let command = membership::leases(channels);
-        let replies = match self {
-            Self::Own(publisher) => {
-                let key = channels.leases();
-                let route = Route::Key(&key);
-                let leases = publisher.command(&command, route);
-                let time = publisher.command(&membership::TIME, route);
-                [leases.await?, time.await?].concat()
-            }
-            #[cfg(feature = "pool")]
-            Self::Pool(pool) => {
-                let time = membership::TIME.map(str::to_owned).into();
-                replies(pool, &[command, time]).await?
-            }
-        };
+        let key = channels.leases();
+        let time = membership::TIME.map(str::to_owned).into();
+        let commands = [membership::leases(channels), time];
+        let replies = self.ask(&commands, Route::Key(&key)).await?;
         match &replies[..] {
             [leases, time] => membership::read_leases(leases, time),
             _ => None,
         }
         .ok_or_else(|| unexpected("ZREVRANGE"))
+    }
+
+    /// Sends commands, all of them before the first reply is awaited, and returns the replies.
+    async fn ask(
+        &self,
+        commands: &[Vec<String>],
+        route: Route<'_>,
+    ) -> Result<Vec<Value>, PublishError> {
+        match self {
+            Self::Own(publisher) => {
+                let sent = commands.iter();
+                let sent: Vec<_> = sent.map(|one| publisher.command(one, route)).collect();
+                let mut replies = Vec::with_capacity(commands.len());
+                for reply in sent {
+                    replies.extend(reply.await?);
+                }
+                Ok(replies)
+            }
+            #[cfg(feature = "pool")]
+            Self::Pool(pool) => {
+                let replies = pool.send(&[&pipeline(commands)]).await;
+                replies.into_iter().collect()
+            }
+        }
     }
 }
 
@@ -365,13 +356,12 @@ pub(super) fn words<W: redis::ToRedisArgs>(words: &[W]) -> redis::Cmd {
 }
 
 #[cfg(feature = "pool")]
-async fn replies(pool: &PoolPublisher, commands: &[Vec<String>]) -> Result<Vec<Value>, EmitError> {
+fn pipeline<W: redis::ToRedisArgs>(commands: &[Vec<W>]) -> Pipeline {
     let mut pipeline = Pipeline::with_capacity(commands.len());
     for command in commands {
         pipeline.add_command(words(command));
     }
-    let replies = pool.send(&[&pipeline]).await.into_iter();
-    Ok(replies.collect::<Result<_, PublishError>>()?)
+    pipeline
 }
 
 fn nodes(published: Result<u64, PublishError>) -> Result<usize, EmitError> {

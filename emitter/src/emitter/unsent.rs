@@ -25,24 +25,28 @@ pub(super) struct Unsent {
 
 /// The part of a command that is not sent.
 #[derive(Clone)]
-struct Mark {
-    /// The number of the namespace in whose journal it belongs, counted from 1, or 0 for none. With an idempotency
-    /// key, its namespace in any case.
-    namespace: u32,
-    keyed: Option<Arc<Keyed>>,
+pub(super) enum Mark {
+    /// It is published as it is.
+    Plain,
+    /// It belongs in the journal of the namespace of this number, if there is one.
+    Journaled(usize),
+    /// It has an idempotency key.
+    Keyed(Arc<Keyed>),
 }
 
 /// The idempotency key of a message.
 pub(super) struct Keyed {
     pub(super) once: Once,
+    /// The number of its namespace.
+    pub(super) namespace: usize,
     /// Whether it belongs in the journal of its namespace.
     pub(super) is_stored: bool,
 }
 
 /// Commands that follow each other and go the same way.
 pub(super) enum Run<'a> {
-    /// They have idempotency keys in the namespace of this number, counted from 1. With the words of each.
-    Keyed(u32, Vec<(&'a Keyed, Vec<Vec<u8>>)>),
+    /// They have idempotency keys in the namespace of this number. With the words of each.
+    Keyed(usize, Vec<(&'a Keyed, Vec<Vec<u8>>)>),
     /// They are published as they are.
     Published(Cow<'a, Unsent>),
     /// Their payloads are stored in a journal.
@@ -57,30 +61,8 @@ pub(super) struct Piece {
 }
 
 impl Unsent {
-    /// Adds a command, unless all of them would take more bytes than the limit. The mark
-    /// is the number of the namespace in whose journal it belongs, counted from 1, or 0
-    /// for none.
-    pub(super) fn push(&mut self, command: Cmd, mark: u32, limit: usize) -> Result<(), EmitError> {
-        let mark = Mark {
-            namespace: mark,
-            keyed: None,
-        };
-        self.push_marked(command, mark, limit)
-    }
-
-    /// Adds a message with an idempotency key, which belongs to the namespace with this number.
-    pub(super) fn push_keyed(
-        &mut self,
-        command: Cmd,
-        namespace: u32,
-        keyed: Keyed,
-        limit: usize,
-    ) -> Result<(), EmitError> {
-        let keyed = Some(Arc::new(keyed));
-        self.push_marked(command, Mark { namespace, keyed }, limit)
-    }
-
-    fn push_marked(&mut self, command: Cmd, mark: Mark, limit: usize) -> Result<(), EmitError> {
+    /// Adds a command, unless all of them would take more bytes than the limit.
+    pub(super) fn push(&mut self, command: Cmd, mark: Mark, limit: usize) -> Result<(), EmitError> {
         let bytes = crate::redis::bytes_of(&command);
         if bytes > limit.saturating_sub(self.bytes) {
             return Err(EmitError::BatchFull { limit });
@@ -110,8 +92,7 @@ impl Unsent {
 
     /// Whether a message has an idempotency key.
     pub(super) fn has_key(&self, number: usize) -> bool {
-        let mark = self.marks.get(number);
-        mark.is_some_and(|mark| mark.keyed.is_some())
+        matches!(self.marks.get(number), Some(Mark::Keyed(_)))
     }
 
     /// Copies of some of them, by their numbers.
@@ -128,24 +109,24 @@ impl Unsent {
 
     /// All of them, in their order, by the way they go. `journals` are those of the namespaces.
     pub(super) fn runs<'a>(&'a self, journals: &'a [Option<Journal>]) -> Vec<Run<'a>> {
-        let has_keys = self.marks.iter().any(|mark| mark.keyed.is_some());
+        let has_keys = self.marks.iter().any(|mark| matches!(mark, Mark::Keyed(_)));
         if !has_keys && journals.iter().all(Option::is_none) {
             return vec![Run::Published(Cow::Borrowed(self))];
         }
         let mut runs: Vec<Run<'a>> = Vec::new();
         for (command, mark) in self.commands() {
-            if let Some(keyed) = &mark.keyed {
-                let keyed = (&**keyed, words(command));
-                match runs.last_mut() {
-                    Some(Run::Keyed(namespace, run)) if *namespace == mark.namespace => {
-                        run.push(keyed);
+            let journal = match mark {
+                Mark::Plain => None,
+                Mark::Journaled(namespace) => journals.get(*namespace).and_then(Option::as_ref),
+                Mark::Keyed(keyed) => {
+                    let (namespace, keyed) = (keyed.namespace, (&**keyed, words(command)));
+                    match runs.last_mut() {
+                        Some(Run::Keyed(of, run)) if *of == namespace => run.push(keyed),
+                        _ => runs.push(Run::Keyed(namespace, vec![keyed])),
                     }
-                    _ => runs.push(Run::Keyed(mark.namespace, vec![keyed])),
+                    continue;
                 }
-                continue;
-            }
-            let index = (mark.namespace as usize).checked_sub(1);
-            let journal = index.and_then(|index| journals.get(index)?.as_ref());
+            };
             let payload = match command.args_iter().nth(2) {
                 Some(Arg::Simple(payload)) => Some(payload),
                 _ => None,
@@ -169,9 +150,9 @@ impl Unsent {
     }
 
     /// The words of all commands, and their marks.
-    pub(super) fn words(&self) -> impl Iterator<Item = (Vec<Vec<u8>>, u32)> {
+    pub(super) fn words(&self) -> impl Iterator<Item = (Vec<Vec<u8>>, &Mark)> {
         self.commands()
-            .map(|(command, mark)| (words(command), mark.namespace))
+            .map(|(command, mark)| (words(command), mark))
     }
 
     fn commands(&self) -> impl Iterator<Item = (&Cmd, &Mark)> {
@@ -182,7 +163,7 @@ impl Unsent {
 
     /// Adds a copy of a command.
     fn add(&mut self, command: &Cmd, mark: &Mark) {
-        let added = self.push_marked(command.clone(), mark.clone(), usize::MAX);
+        let added = self.push(command.clone(), mark.clone(), usize::MAX);
         added.expect("there is no limit");
     }
 
@@ -233,7 +214,9 @@ mod tests {
     fn pieces_keep_the_order_and_a_selection_has_what_was_selected() {
         let mut unsent = Unsent::default();
         for number in 0..100 {
-            unsent.push(command(number), 0, usize::MAX).unwrap();
+            unsent
+                .push(command(number), Mark::Plain, usize::MAX)
+                .unwrap();
         }
         let words = |unsent: &Unsent| {
             let pieces = unsent.pieces().iter();
@@ -251,8 +234,8 @@ mod tests {
     #[test]
     fn a_command_beyond_the_limit_is_not_added() {
         let mut unsent = Unsent::default();
-        unsent.push(command(1), 0, 2_000).unwrap();
-        let full = unsent.push(command(2), 0, 2_000).unwrap_err();
+        unsent.push(command(1), Mark::Plain, 2_000).unwrap();
+        let full = unsent.push(command(2), Mark::Plain, 2_000).unwrap_err();
         assert!(matches!(full, EmitError::BatchFull { limit: 2_000 }));
         assert_eq!(unsent.len(), 1);
         assert!((1_000..1_100).contains(&unsent.bytes()));

@@ -22,10 +22,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -39,6 +36,7 @@ use redis::{
 use tokio::{
     sync::{Notify, oneshot, watch},
     task::JoinHandle,
+    time::timeout,
 };
 
 use super::{
@@ -98,12 +96,12 @@ struct Shared {
 impl Link {
     /// Starts the link's task on the current runtime.
     ///
-    /// `first` is a connection that exists already, with its sign of life. With `queues_at_start`,
+    /// `first` is a connection that exists already, with what [`watch_end`] notifies. With `queues_at_start`,
     /// commands wait for the end of the first attempt to connect instead of failing.
     pub(super) fn start(
         destination: Destination,
         config: PublisherConfig,
-        first: Option<(Connection, Arc<Lost>)>,
+        first: Option<(Connection, Arc<Notify>)>,
         stats: Arc<PublisherStats>,
         on_change: Option<Arc<Notify>>,
     ) -> Self {
@@ -276,27 +274,18 @@ impl Shared {
     }
 }
 
-/// Is notified by the crate's task when the connection has ended, even while nothing is in flight.
-#[derive(Debug, Default)]
-pub(super) struct Lost {
-    is_lost: AtomicBool,
-    notify: Notify,
-}
-
-impl Lost {
-    /// The callback for a new connection.
-    pub(super) fn watch() -> (Arc<Self>, Push) {
-        let lost = Arc::<Self>::default();
-        let told = Arc::clone(&lost);
-        let push = move |push: PushInfo| {
-            if push.kind == PushKind::Disconnection {
-                told.is_lost.store(true, Ordering::Release);
-                told.notify.notify_one();
-            }
-            Ok::<_, ()>(())
-        };
-        (lost, Arc::new(push))
-    }
+/// The callback for a new connection. It notifies when the connection has ended, even while nothing is
+/// in flight.
+pub(super) fn watch_end() -> (Arc<Notify>, Push) {
+    let lost = Arc::<Notify>::default();
+    let told = Arc::clone(&lost);
+    let push = move |push: PushInfo| {
+        if push.kind == PushKind::Disconnection {
+            told.notify_one();
+        }
+        Ok::<_, ()>(())
+    };
+    (lost, Arc::new(push))
 }
 
 /// The task of a link.
@@ -309,7 +298,7 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(mut self, mut first: Option<(Connection, Arc<Lost>)>) {
+    async fn run(mut self, mut first: Option<(Connection, Arc<Notify>)>) {
         let mut is_first = true;
         loop {
             let opened = match first.take() {
@@ -330,45 +319,26 @@ impl Driver {
                 None => None,
             };
             self.disconnected(reason.unwrap_or_else(|| "the publisher is closed".into()));
-            if self
-                .is_closed_within(self.backoff.clone().next_delay())
-                .await
-            {
+            let delay = self.backoff.next_delay();
+            if timeout(delay, self.closed()).await.is_ok() {
                 return;
             }
-            self.backoff.next_delay();
         }
     }
 
-    /// Waits, unless the link is closed meanwhile.
-    async fn is_closed_within(&self, delay: Duration) -> bool {
-        let pause = tokio::time::sleep(delay);
-        tokio::pin!(pause);
-        loop {
-            if self.shared.queue.lock().is_closed() {
-                return true;
-            }
-            tokio::select! {
-                () = self.shared.wake.notified() => {}
-                () = &mut pause => return self.shared.queue.lock().is_closed(),
-            }
+    /// Resolves when the link is closed.
+    async fn closed(&self) {
+        while !self.shared.queue.lock().is_closed() {
+            self.shared.wake.notified().await;
         }
     }
 
     /// `None` if the link was closed meanwhile.
-    async fn connect(&self) -> Option<Result<(Connection, Arc<Lost>), Arc<str>>> {
-        let (lost, push) = Lost::watch();
-        let connecting = self.destination.connect(push);
-        tokio::pin!(connecting);
-        let connected = loop {
-            tokio::select! {
-                connected = &mut connecting => break connected,
-                () = self.shared.wake.notified() => {
-                    if self.shared.queue.lock().is_closed() {
-                        return None;
-                    }
-                }
-            }
+    async fn connect(&self) -> Option<Result<(Connection, Arc<Notify>), Arc<str>>> {
+        let (lost, push) = watch_end();
+        let connected = tokio::select! {
+            connected = self.destination.connect(push) => connected,
+            () = self.closed() => return None,
         };
         match connected {
             Ok(connection) => self
@@ -413,7 +383,7 @@ impl Driver {
 
     /// Sends queued commands until the connection is lost, and returns the reason; `None` if the
     /// link was closed and everything has its reply.
-    async fn serve(&self, connection: Connection, lost: &Lost) -> Option<Arc<str>> {
+    async fn serve(&self, connection: Connection, lost: &Notify) -> Option<Arc<str>> {
         let mut connection = connection.into_inner();
         connection.set_response_timeout(self.reply_timeout);
         let mut replies = FuturesOrdered::new();
@@ -446,7 +416,7 @@ impl Driver {
                     Err(error) => break text(&error).into(),
                 },
                 () = self.shared.wake.notified() => {}
-                () = lost.notify.notified() => break "Redis closed the connection".into(),
+                () = lost.notified() => break "Redis closed the connection".into(),
                 () = self.shared.replace.notified() => break "the primary has changed".into(),
             }
         };

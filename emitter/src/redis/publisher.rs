@@ -13,12 +13,16 @@ use std::{
 };
 
 use redis::{Cmd, Pipeline, Value};
-use tokio::{sync::watch, task::AbortHandle, time};
+use tokio::{
+    sync::{Notify, watch},
+    task::AbortHandle,
+    time,
+};
 
 use super::{
     connect::{CONNECT_TIMEOUT, Connection, Endpoint, Purpose, Topology},
     error::ConnectError,
-    link::{Destination, Link, Lost, PendingMany},
+    link::{Destination, Link, PendingMany, watch_end},
     outcome::{PublishError, PublisherConfig, PublisherState, PublisherStats, accepted, receivers},
     reply::Reply,
     routing::{Receiving, Route, Routes},
@@ -63,7 +67,7 @@ impl Publisher {
         config: PublisherConfig,
     ) -> Result<Self, ConnectError> {
         if endpoint.topology() != Topology::Cluster {
-            let (lost, push) = Lost::watch();
+            let (lost, push) = watch_end();
             let connection = endpoint.connect(Purpose::Publisher, Some(push)).await?;
             return Ok(Self::over_one(endpoint, config, Some((connection, lost))));
         }
@@ -90,7 +94,7 @@ impl Publisher {
     fn over_one(
         endpoint: Endpoint,
         config: PublisherConfig,
-        first: Option<(Connection, Arc<Lost>)>,
+        first: Option<(Connection, Arc<Notify>)>,
     ) -> Self {
         let stats = Arc::<PublisherStats>::default();
         let destination = Destination::Endpoint(endpoint.clone());
