@@ -187,7 +187,8 @@ pub struct Names {
     pub journal: Box<str>,
     /// The key of the limits of the journal.
     pub limits: Box<str>,
-    publish: &'static str,
+    /// The command by which scripts publish.
+    pub publish: &'static str,
 }
 
 /// A broadcast that is published once, however often it is tried.

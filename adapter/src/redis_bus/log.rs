@@ -40,12 +40,12 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use redis::Value;
 use roomcast_emitter::{
-    log::{COUNTER_LIFE, JOURNAL, PUBLISH, Placed, appended, published, seconds},
+    log::{COUNTER_LIFE, JOURNAL, Names, PUBLISH, Placed, appended, published, seconds},
     redis::{PublishError, Reply, Route},
 };
 use roomcast_protocol::{
     args::Args,
-    channel::{Dialect, Kind},
+    channel::Kind,
     message::{Message, Position},
     signing::Rejection,
     target::Target,
@@ -78,12 +78,7 @@ pub(super) struct RedisLog {
     subscriptions: Arc<Subscriptions>,
     namespace: Arc<AttachedNamespace>,
     limits: LogLimits,
-    /// The channel on which everything is published.
-    channel: Arc<str>,
-    /// The key of the counter, with which the keys of the rooms begin.
-    key: Arc<str>,
-    /// The key of the journal.
-    journal: Arc<str>,
+    names: Arc<Names>,
     /// The broadcasts that are on their way to the journal, if there is one.
     batches: Option<Arc<Batches>>,
     unreadable: Arc<Warnings>,
@@ -96,10 +91,7 @@ impl RedisLog {
         namespace: &Arc<AttachedNamespace>,
         limits: LogLimits,
     ) -> Self {
-        let channels = outgoing.wire.channels();
-        let channel: Arc<str> = channels.broadcast(&namespace.name).into();
-        let key: Arc<str> = channels.log(&namespace.name).into();
-        let journal: Arc<str> = channels.journal(&namespace.name).into();
+        let names = Arc::new(Names::new(outgoing.wire.channels(), &namespace.name));
         let batches = limits.journal.map(|kept| {
             let numbers = [
                 counter_life(limits),
@@ -107,14 +99,12 @@ impl RedisLog {
                 kept.bytes as u64,
                 seconds(kept.age),
             ];
-            let mut settings = vec![channel.as_bytes().to_vec(), publish_command(outgoing)];
+            let mut settings = vec![names.channel.as_bytes().to_vec(), names.publish.into()];
             settings.extend(numbers.map(|number| number.to_string().into_bytes()));
-            Batches::new(outgoing, [key.clone(), journal.clone()], settings)
+            Batches::new(outgoing, &names, settings)
         });
         Self {
-            channel,
-            key,
-            journal,
+            names,
             batches,
             outgoing: Arc::clone(outgoing),
             subscriptions: Arc::clone(subscriptions),
@@ -126,7 +116,7 @@ impl RedisLog {
 
     /// The key of a room.
     fn room(&self, room: &str) -> String {
-        [&*self.key, "#", room].concat()
+        [&*self.names.counter, "#", room].concat()
     }
 
     /// The part of a broadcast that is stored.
@@ -138,7 +128,7 @@ impl RedisLog {
         match head {
             Ok(publication) => self
                 .outgoing
-                .sealed_head(&self.channel, publication.payload),
+                .sealed_head(&self.names.channel, publication.payload),
             Err(error) => Err(self.outgoing.invalid(&error)),
         }
     }
@@ -165,10 +155,10 @@ impl RedisLog {
         let Some(history) = history else {
             return self.store_in_journal(head);
         };
-        let mut keys = vec![self.key.to_string()];
+        let mut keys = vec![self.names.counter.to_string()];
         let mut numbers = vec![counter_life(self.limits), u64::from(journal.is_some())];
         if let Some(limits) = journal {
-            keys.push(self.journal.to_string());
+            keys.push(self.names.journal.to_string());
             numbers.push(limits.messages.max(1) as u64);
             numbers.extend([limits.bytes as u64, seconds(limits.age)]);
         }
@@ -177,9 +167,9 @@ impl RedisLog {
         numbers.push(history.messages.max(1) as u64);
         numbers.extend([history.bytes as u64, seconds(history.age)]);
         let mut args = vec![
-            self.channel.as_bytes().to_vec(),
+            self.names.channel.as_bytes().to_vec(),
             head.to_vec(),
-            publish_command(&self.outgoing),
+            self.names.publish.into(),
         ];
         args.extend(numbers.iter().map(|number| number.to_string().into_bytes()));
         if let Some(batches) = &self.batches {
@@ -204,8 +194,7 @@ impl RedisLog {
             outgoing: Arc::clone(&self.outgoing),
             namespace: Arc::clone(&self.namespace),
             unreadable: Arc::clone(&self.unreadable),
-            channel: Arc::clone(&self.channel),
-            counter: Arc::clone(&self.key),
+            names: Arc::clone(&self.names),
             stream: stream.into(),
         }
     }
@@ -219,15 +208,6 @@ fn counter_life(limits: LogLimits) -> u64 {
     let journal = limits.journal.map(|limits| limits.age);
     let age = history.max(journal).map_or(1, seconds);
     age.saturating_add(COUNTER_LIFE)
-}
-
-/// The command by which scripts publish.
-fn publish_command(outgoing: &Outgoing) -> Vec<u8> {
-    let command = match outgoing.wire.channels().dialect() {
-        Dialect::Classic | Dialect::Streams => "PUBLISH",
-        Dialect::Sharded(_) => "SPUBLISH",
-    };
-    command.into()
 }
 
 impl Log for RedisLog {
@@ -272,7 +252,7 @@ impl Log for RedisLog {
         // node.
         let own = self
             .subscriptions
-            .own_subscriptions(&self.namespace, &self.channel);
+            .own_subscriptions(&self.namespace, &self.names.channel);
         let storing = match self.head(&target, event, &args) {
             Ok(head) => self.store_in_journal(head),
             Err(error) => return Box::pin(ready(Err(error))),
@@ -302,7 +282,7 @@ impl Log for RedisLog {
     }
 
     fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>> {
-        let reading = self.reading(&self.journal);
+        let reading = self.reading(&self.names.journal);
         Box::pin(async move { Ok(reading.read_journal(page, limit).await?) })
     }
 
@@ -310,10 +290,9 @@ impl Log for RedisLog {
         let Some(limits) = self.limits.journal else {
             return Box::pin(ready(Ok(())));
         };
-        let channels = self.outgoing.wire.channels();
-        let key = channels.journal_limits(&self.namespace.name);
-        let command = limits.announce(&key, at_least_once);
-        let written = self.outgoing.command(&command, Route::Key(&key));
+        let key = &*self.names.limits;
+        let command = limits.announce(key, at_least_once);
+        let written = self.outgoing.command(&command, Route::Key(key));
         Box::pin(async move {
             written.await?;
             Ok(())
@@ -330,8 +309,7 @@ struct Reading {
     outgoing: Arc<Outgoing>,
     namespace: Arc<AttachedNamespace>,
     unreadable: Arc<Warnings>,
-    channel: Arc<str>,
-    counter: Arc<str>,
+    names: Arc<Names>,
     stream: Box<str>,
 }
 
@@ -469,7 +447,7 @@ impl Reading {
         };
         let count = count.to_string();
         let args = [command, &from, &to, &count, &seen].map(str::as_bytes);
-        let keys = [&*self.counter, &*self.stream];
+        let keys = [&*self.names.counter, &*self.stream];
         run(&READ, &self.outgoing, &keys, &args).await
     }
 
@@ -479,7 +457,7 @@ impl Reading {
         let Raw { head, position } = *raw;
         let payload = match &self.outgoing.signer {
             None => Ok(placed(head, position)),
-            Some(signer) => signer.open_head(&self.channel, head, position),
+            Some(signer) => signer.open_head(&self.names.channel, head, position),
         };
         let wire = &self.outgoing.wire;
         let read = payload.map_err(Unreadable::Rejected).and_then(|payload| {

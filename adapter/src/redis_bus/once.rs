@@ -4,7 +4,7 @@
 use std::{future::ready, sync::Arc};
 
 use roomcast_emitter::{
-    log::{KeyReused, Names, Once, PublishedOnce, Script},
+    log::{KeyReused, Names, Once, PublishedOnce},
     redis::Route,
 };
 use roomcast_protocol::{args::Args, channel::EMITTER_UID, receipt::Receipt, target::Target};
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     outgoing::{Outgoing, no_time},
-    script::unexpected,
+    script::{run_command, unexpected},
     subscriptions::{AttachedNamespace, Subscriptions},
 };
 use crate::bus::{BusError, BusFuture, JournalLimits, Published};
@@ -40,16 +40,11 @@ pub(super) fn publish(
     let Some(command) = once.command(&result, &names, &payload, journal, signer) else {
         return Box::pin(ready(Err(no_time().into())));
     };
-    let publishing = run(&outgoing, result, command, once, payload.len() as u64);
+    let publishing = run(&outgoing, &result, command, once, payload.len() as u64);
     Box::pin(async move {
-        let published = publishing.await?;
-        let receivers = usize::try_from(published.receivers).unwrap_or(usize::MAX);
-        Ok(Published {
-            nodes: receivers.saturating_sub(own),
-            position: published.position,
-            is_replayed: published.is_replayed,
-            receipt: published.receipt,
-        })
+        let (mut published, _) = publishing.await?;
+        published.nodes = published.nodes.saturating_sub(own);
+        Ok(published)
     })
 }
 
@@ -64,18 +59,10 @@ pub(super) fn append(
     let result = outgoing.wire.channels().once(namespace, &once.key);
     let command = once.entry_command(&result, entry, members);
     let bytes = entry.iter().map(String::len).sum::<usize>() as u64;
-    let publishing = run(outgoing, result, command, once, bytes);
+    let publishing = run(outgoing, &result, command, once, bytes);
     Box::pin(async move {
-        let published = publishing.await?;
-        let entry = published.entry.ok_or_else(unexpected)?;
-        let nodes = usize::try_from(published.receivers).unwrap_or(usize::MAX);
-        let published = Published {
-            nodes,
-            position: None,
-            is_replayed: published.is_replayed,
-            receipt: published.receipt,
-        };
-        Ok((published, entry))
+        let (published, entry) = publishing.await?;
+        Ok((published, entry.ok_or_else(unexpected)?))
     })
 }
 
@@ -94,29 +81,39 @@ pub(super) fn keep(
     })
 }
 
-/// Runs the script. The command is enqueued when this returns.
+/// Runs the script. The command is enqueued when this returns. Resolves to what was published, for all
+/// connections that received it, and the id of its entry in the streams dialect.
 fn run(
     outgoing: &Arc<Outgoing>,
-    result: String,
-    mut command: Vec<Vec<u8>>,
+    result: &str,
+    command: Vec<Vec<u8>>,
     once: Once,
     bytes: u64,
-) -> impl Future<Output = Result<PublishedOnce, BusError>> + Send + use<> {
-    let (outgoing, started) = (Arc::clone(outgoing), Instant::now());
-    let sent = outgoing.command(&command, Route::Key(&result));
+) -> impl Future<Output = Result<(Published, Option<Box<str>>), BusError>> + Send + use<> {
+    let started = Instant::now();
+    let running = run_command(outgoing, result, command, Once::spell_out);
+    let outgoing = Arc::clone(outgoing);
     async move {
-        let mut replies = sent.await;
-        if Script::is_forgotten(&replies) {
-            Once::spell_out(&mut command);
-            replies = outgoing.command(&command, Route::Key(&result)).await;
-        }
-        let reply = replies.and_then(|mut replies| replies.pop().ok_or_else(unexpected));
+        let reply = running.await;
         match reply.and_then(|reply| once.read(&reply)) {
             Ok(Ok(published)) => {
                 if !published.is_replayed {
                     outgoing.count(bytes, started, Ok(published.receivers));
                 }
-                Ok(published)
+                let PublishedOnce {
+                    position,
+                    entry,
+                    receivers,
+                    is_replayed,
+                    receipt,
+                } = published;
+                let published = Published {
+                    nodes: usize::try_from(receivers).unwrap_or(usize::MAX),
+                    position,
+                    is_replayed,
+                    receipt,
+                };
+                Ok((published, entry))
             }
             Ok(Err(KeyReused)) => Err(BusError::KeyReused),
             Err(error) => {

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use roomcast_emitter::redis::PublishError;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{JOURNAL, PUBLISH, Placed, appended, published, run};
+use super::{JOURNAL, Names, PUBLISH, Placed, appended, published, run};
 use crate::redis_bus::outgoing::Outgoing;
 
 /// The most broadcasts of one call, and their bytes. Redis serves no other client meanwhile:
@@ -32,8 +32,7 @@ const WAITING_BYTES: usize = 16 << 20;
 /// The queue of one namespace.
 pub(super) struct Batches {
     outgoing: Arc<Outgoing>,
-    /// The counter and the journal.
-    keys: [Arc<str>; 2],
+    names: Arc<Names>,
     /// The arguments of the script before the broadcasts.
     settings: Vec<Vec<u8>>,
     state: Mutex<State>,
@@ -92,12 +91,12 @@ impl Batches {
     /// `settings`: the arguments of the script before the broadcasts.
     pub(super) fn new(
         outgoing: &Arc<Outgoing>,
-        keys: [Arc<str>; 2],
+        names: &Arc<Names>,
         settings: Vec<Vec<u8>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             outgoing: Arc::clone(outgoing),
-            keys,
+            names: Arc::clone(names),
             settings,
             state: Mutex::default(),
         })
@@ -172,7 +171,7 @@ impl Batches {
             let args: Vec<_> = args.iter().map(Vec::as_slice).collect();
             run(&PUBLISH, &outgoing, &keys, &args)
         } else {
-            let keys = self.keys.each_ref().map(|key| &**key);
+            let keys = [&*self.names.counter, &*self.names.journal];
             let settings = self.settings.iter().map(Vec::as_slice);
             let heads = batch.iter().map(|waiting| &*waiting.head);
             let args: Vec<_> = settings.chain(heads).collect();
