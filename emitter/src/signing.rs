@@ -70,15 +70,15 @@ pub struct Signer {
     sender: Box<str>,
     /// Messages signed so far.
     signed: AtomicU64,
-    clock: Mutex<Option<Clock>>,
+    clock: Mutex<Option<RedisClock>>,
     /// The reading before the last jump of Redis's clock, and when that was.
-    before_jump: Mutex<Option<(Clock, Instant)>>,
+    before_jump: Mutex<Option<(RedisClock, Instant)>>,
     senders: Mutex<Senders>,
 }
 
-/// A reading of Redis's clock.
+/// Redis's clock, extrapolated from a reading of it.
 #[derive(Debug, Clone, Copy)]
-struct Clock {
+pub struct RedisClock {
     read: Instant,
     millis: u64,
 }
@@ -99,12 +99,12 @@ impl Signer {
 
     /// Redis's clock has been read. The reading is `millis` milliseconds since 1970.
     pub fn set_time(&self, millis: u64) {
-        let read = Instant::now();
-        let former = self.clock.lock().replace(Clock { read, millis });
+        let clock = RedisClock::read(millis);
+        let former = self.clock.lock().replace(clock);
         if let Some(former) = former
-            && former.at(read).abs_diff(millis) > JUMP
+            && former.at(clock.read).abs_diff(millis) > JUMP
         {
-            *self.before_jump.lock() = Some((former, read));
+            *self.before_jump.lock() = Some((former, clock.read));
         }
     }
 
@@ -190,7 +190,7 @@ impl Signer {
 
     fn now(&self) -> Option<u64> {
         let clock = (*self.clock.lock())?;
-        Some(clock.at(Instant::now()))
+        Some(clock.now())
     }
 
     /// Returns the time as it would be if Redis's clock had not jumped a moment ago.
@@ -201,14 +201,26 @@ impl Signer {
     }
 }
 
-impl Clock {
+impl RedisClock {
+    /// The clock has just been read. It is `millis` milliseconds since 1970.
+    pub fn read(millis: u64) -> Self {
+        let read = Instant::now();
+        Self { read, millis }
+    }
+
+    /// Returns the time in milliseconds since 1970.
+    pub fn now(&self) -> u64 {
+        self.at(Instant::now())
+    }
+
     fn at(&self, now: Instant) -> u64 {
         let since = now.saturating_duration_since(self.read);
         self.millis.saturating_add(millis(since))
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+/// Returns the milliseconds of a duration.
+pub fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

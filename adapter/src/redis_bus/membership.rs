@@ -19,18 +19,19 @@ use redis::Value;
 use roomcast_emitter::{
     membership::{self, Counted, LEASE_SECONDS, Leases, Members, SETTINGS, TRACE},
     redis::{PublishError, Reply, Route},
+    signing::{RedisClock, millis},
 };
 use roomcast_protocol::{
     channel::{Channels, Dialect, Mode},
     id::NodeId,
     wire::Parser,
 };
-use tokio::time::Instant;
 
 use super::{
     metrics::{MembershipMetrics, gauge},
     outgoing::Outgoing,
     peers::{self, Missing, Peers},
+    warnings::Warnings,
 };
 
 /// How long the lease of a node that vanished is kept. When a host loses its power or its
@@ -60,6 +61,10 @@ pub(super) struct Membership {
     state: Mutex<State>,
     pub(super) peers: Peers,
     metrics: MembershipMetrics,
+    /// About the loss of the own lease.
+    lost: Warnings,
+    /// About nodes without a lease.
+    without_lease: Warnings,
 }
 
 #[derive(Default)]
@@ -73,10 +78,6 @@ struct State {
     leaving: usize,
     /// Redis has the lease, as far as this node knows.
     is_held: bool,
-    /// When the loss of the lease was logged.
-    reported: Option<Instant>,
-    /// When a node without a lease was logged.
-    warned: Option<Instant>,
     /// Which settings others have, and whether this node is not ready for it.
     disagreement: Option<(Arc<str>, bool)>,
 }
@@ -86,28 +87,6 @@ pub(super) struct Reading {
     /// When that was, in milliseconds of Redis's clock.
     pub(super) now: u64,
     pub(super) held: Value,
-}
-
-/// Redis's clock, extrapolated from the last reading.
-#[derive(Debug, Clone, Copy)]
-struct RedisClock {
-    read: Instant,
-    millis: u64,
-}
-
-impl RedisClock {
-    /// Reads the reply to TIME.
-    fn read(reply: &Value, now: Instant) -> Option<Self> {
-        Some(Self {
-            read: now,
-            millis: membership::read_time(reply)?,
-        })
-    }
-
-    fn now(&self, now: Instant) -> u64 {
-        let since = now.saturating_duration_since(self.read);
-        self.millis.saturating_add(millis(since))
-    }
 }
 
 impl Membership {
@@ -124,6 +103,8 @@ impl Membership {
             state: Mutex::default(),
             peers: Peers::default(),
             metrics,
+            lost: Warnings::every(WARNING_INTERVAL),
+            without_lease: Warnings::every(WARNING_INTERVAL),
         }
     }
 
@@ -170,7 +151,7 @@ impl Membership {
             return Ok(());
         };
         let key = self.channels().leases();
-        let now = clock.now(Instant::now());
+        let now = clock.now();
         let end = (now + LEASE_SECONDS * 1000).to_string();
         let forgotten = now.saturating_sub(millis(FORGOTTEN_AFTER)).to_string();
         let stated = self.stated();
@@ -187,23 +168,18 @@ impl Membership {
     /// The lease is renewed, with this reply: how many of its entries Redis did not have.
     fn held(&self, renewed: &[Value]) {
         let added = renewed.first().and_then(Value::integer).unwrap_or(0);
-        let now = Instant::now();
-        let mut state = self.state.lock();
-        let was_held = std::mem::replace(&mut state.is_held, true);
+        let was_held = std::mem::replace(&mut self.state.lock().is_held, true);
         if !was_held || added == 0 {
             return;
         }
         self.metrics.lost.inc();
         self.peers.keep();
-        let is_due = |reported: Instant| now >= reported + WARNING_INTERVAL;
-        if state.reported.is_none_or(is_due) {
-            state.reported = Some(now);
-            drop(state);
+        self.lost.warn(|_| {
             tracing::warn!(
                 "Redis has lost this node's lease, which is written again: does Redis evict keys, or has it \
                  lost its data?"
             );
-        }
+        });
     }
 
     /// Reads the leases of all nodes and Redis's clock.
@@ -216,24 +192,21 @@ impl Membership {
         let (Some(held), Some(time)) = (held.into_iter().next(), time.first()) else {
             return Ok(None);
         };
-        let clock = RedisClock::read(time, Instant::now());
+        let now = membership::read_time(time);
         let Some(leases) = membership::read_leases(&held, time) else {
             return Ok(None);
         };
         self.metrics.nodes.set(gauge(leases.alive()));
-        if let Some(clock) = clock {
-            self.compare_settings(&held, clock.millis);
+        if let Some(now) = now {
+            self.compare_settings(&held, now);
         }
-        let reading = clock.map(|clock| Reading {
-            now: clock.millis,
-            held,
-        });
-        if let (Some(signer), Some(clock)) = (&self.outgoing.signer, clock) {
-            signer.set_time(clock.millis);
+        let reading = now.map(|now| Reading { now, held });
+        if let (Some(signer), Some(now)) = (&self.outgoing.signer, now) {
+            signer.set_time(now);
         }
         let mut state = self.state.lock();
         state.leases = Arc::new(leases);
-        state.clock = clock.or(state.clock);
+        state.clock = now.map(RedisClock::read).or(state.clock);
         state.leaving = reading.as_ref().map_or(0, Reading::leaving);
         let is_held = state.is_held && !state.has_left;
         drop(state);
@@ -286,7 +259,7 @@ impl Membership {
         };
         let key = self.channels().leases();
         let trace = clock.map(|clock| {
-            let score = clock.now(Instant::now()).saturating_sub(trace_offset());
+            let score = clock.now().saturating_sub(trace_offset());
             let name = format!("{TRACE}{}", self.node());
             let trace = ["ZADD", &key, &score.to_string(), &name];
             self.outgoing.command(&trace, Route::Key(&key))
@@ -350,23 +323,18 @@ impl Membership {
             return;
         };
         self.metrics.without_lease.inc_by(nodes.len() as u64);
-        let now = Instant::now();
-        let mut state = self.state.lock();
-        let is_new = |warned: Instant| now >= warned + WARNING_INTERVAL;
-        if state.warned.is_none_or(is_new) {
-            state.warned = Some(now);
-            drop(state);
+        self.without_lease.warn(|_| {
             tracing::warn!(
                 %node,
                 "a node answers and has no lease here: does its Redis URL name another database?"
             );
-        }
+        });
     }
 
     /// Returns the time of Redis's clock.
     pub(super) fn time(&self) -> Option<Duration> {
         let clock = self.state.lock().clock?;
-        Some(Duration::from_millis(clock.now(Instant::now())))
+        Some(Duration::from_millis(clock.now()))
     }
 
     /// Returns the name of this node.
@@ -453,25 +421,4 @@ pub(super) fn settings(dialect: Dialect, parser: Parser, is_signed: bool) -> Box
 /// How much lower than the time of leaving the score of a trace is.
 pub(super) fn trace_offset() -> u64 {
     millis(FORGOTTEN_AFTER - TRACE_KEPT)
-}
-
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_clock_of_redis_goes_on_between_two_readings() {
-        let text = |text: &str| Value::BulkString(text.into());
-        let start = Instant::now();
-        let reply = Value::Array(vec![text("1700000000"), text("250000")]);
-        let clock = RedisClock::read(&reply, start).unwrap();
-        assert_eq!(clock.now(start), 1_700_000_000_250);
-        let later = start + Duration::from_millis(1500);
-        assert_eq!(clock.now(later), 1_700_000_001_750);
-        assert!(RedisClock::read(&Value::Nil, start).is_none());
-    }
 }

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use roomcast_emitter::{
     membership::{LEASE_SECONDS, Leases, RENEWAL_SECONDS, Roster, TRACE},
     redis::PublishError,
+    signing::millis,
 };
 use roomcast_protocol::{
     args::Args,
@@ -27,10 +28,7 @@ use roomcast_protocol::{
 };
 use tokio::time::{self, Instant, MissedTickBehavior};
 
-use super::{
-    super::membership::{Reading, millis},
-    Membership, NodeJs, ReplyAddress,
-};
+use super::{super::membership::Reading, Membership, NodeJs, ReplyAddress};
 
 /// How long after a question the leases are checked. Every living node has answered and renewed its
 /// lease by then. The asker waits for 5 s.
