@@ -1,7 +1,7 @@
 //! Logs of rooms, and journals, in the memory of one process: for servers without Redis,
 //! and for tests.
 //!
-//! Entries are evicted oldest first, by four limits. Those of one room are in [`Room`];
+//! Entries are evicted oldest first, by four limits. Those of one room are in [`List`];
 //! the limit of the whole namespace takes the rooms in the order of their latest entries:
 //!
 //! ```text
@@ -23,7 +23,7 @@
 //! with and without Redis, and the same tests run against both.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque, vec_deque},
     sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
@@ -115,7 +115,8 @@ impl MemoryLog {
         let mut entries = self.entries.lock();
         entries.expire(now);
         let journal = entries.journal.as_ref();
-        !entries.rooms.is_empty() || journal.is_some_and(|journal| !journal.entries.is_empty())
+        let has_journal = journal.is_some_and(|journal| !journal.list.entries.is_empty());
+        has_journal || !entries.rooms.is_empty()
     }
 
     /// Stores a broadcast in the journal, if there is one, and in the log of the room, if
@@ -136,15 +137,16 @@ impl MemoryLog {
                 entries.append(position, room, &event, &args, now);
             }
             if let Some(journal) = &mut entries.journal {
-                journal.append(
-                    JournalEntry {
-                        position,
-                        target: target.clone(),
-                        event: event.clone(),
-                        args: args.clone(),
-                    },
-                    now,
-                );
+                let entry = JournalEntry {
+                    position,
+                    target: target.clone(),
+                    event: event.clone(),
+                    args: args.clone(),
+                };
+                journal.list.push(position, entry.bytes(), entry);
+                let limits = &journal.limits;
+                let oldest = oldest(limits.age, now);
+                journal.list.evict(limits.messages, limits.bytes, oldest);
             }
             position
         };
@@ -228,12 +230,17 @@ impl Log for Handle {
 
     fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>> {
         let entries = self.0.entries.lock();
+        let last = entries.last;
         let journal = entries.journal.as_ref();
-        let mut read = journal.map_or_else(JournalPage::default, |journal| {
-            journal.read(page, limit, entries.last)
-        });
-        read.newest = entries.last;
-        Box::pin(std::future::ready(Ok(read)))
+        let read = journal.map(|journal| journal.list.read(page, limit, last, 0));
+        let read = read.into_iter().flatten();
+        let read: Vec<_> = read.map(|kept| kept.entry.clone()).collect();
+        Box::pin(std::future::ready(Ok(JournalPage {
+            is_full: read.len() == limit,
+            entries: read,
+            unreadable: Vec::new(),
+            newest: last,
+        })))
     }
 }
 
@@ -249,7 +256,8 @@ struct Entries {
     /// The last id, 0 if there was none.
     last: u64,
     bytes: usize,
-    rooms: HashMap<Arc<str>, Room>,
+    /// No list is empty.
+    rooms: HashMap<Arc<str>, List<Stored>>,
     by_latest: BTreeMap<u64, Arc<str>>,
     journal: Option<Journal>,
 }
@@ -257,56 +265,23 @@ struct Entries {
 /// All broadcasts of a namespace.
 struct Journal {
     limits: JournalLimits,
-    entries: VecDeque<JournalEntry>,
+    list: List<JournalEntry>,
+}
+
+/// Entries in the order of their ids, and their size.
+struct List<E> {
+    entries: VecDeque<Kept<E>>,
     bytes: usize,
 }
 
-impl Journal {
-    fn append(&mut self, entry: JournalEntry, now: Duration) {
-        self.bytes += entry.bytes();
-        self.entries.push_back(entry);
-        let oldest = oldest(self.limits.age, now);
-        while let Some(first) = self.entries.front()
-            // The newest entry stays, however large it is, because it was just stored.
-            && self.entries.len() > 1
-            && (self.entries.len() > self.limits.messages
-                || self.bytes > self.limits.bytes
-                || first.position.time < oldest)
-        {
-            self.bytes -= first.bytes();
-            self.entries.pop_front();
-        }
-    }
-
-    fn read(&self, page: Page, limit: usize, last: u64) -> JournalPage {
-        let end = self.entries.len();
-        let at = |id| self.entries.partition_point(|e| e.position.id < id);
-        let up_to = |first: usize, end: usize| first..end.min(first.saturating_add(limit));
-        let range = match page {
-            Page::After(id) if id > last => up_to(0, end),
-            Page::After(id) => up_to(at(id.saturating_add(1)), end),
-            Page::Before(id) => at(id).saturating_sub(limit)..at(id),
-            Page::Latest => end.saturating_sub(limit)..end,
-            Page::Only(id) => up_to(at(id), at(id.saturating_add(1))),
-        };
-        JournalPage {
-            is_full: range.len() == limit,
-            entries: self.entries.range(range).cloned().collect(),
-            unreadable: Vec::new(),
-            newest: last,
-        }
-    }
-}
-
-#[derive(Default)]
-struct Room {
-    /// Never empty.
-    entries: VecDeque<Stored>,
-    bytes: usize,
-}
-
-struct Stored {
+struct Kept<E> {
     position: Position,
+    bytes: usize,
+    entry: E,
+}
+
+/// An entry of a room.
+struct Stored {
     event: Box<str>,
     args: Args,
 }
@@ -318,12 +293,72 @@ impl Stored {
     }
 }
 
+impl<E> Default for List<E> {
+    fn default() -> Self {
+        Self {
+            entries: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+}
+
+impl<E> List<E> {
+    fn push(&mut self, position: Position, bytes: usize, entry: E) {
+        self.bytes += bytes;
+        self.entries.push_back(Kept {
+            position,
+            bytes,
+            entry,
+        });
+    }
+
+    /// Removes the oldest entries until the rest is within the limits. The newest entry stays,
+    /// however large it is, because it was just stored.
+    fn evict(&mut self, messages: usize, bytes: usize, oldest: u64) {
+        while let Some(first) = self.entries.front()
+            && self.entries.len() > 1
+            && (self.entries.len() > messages || self.bytes > bytes || first.position.time < oldest)
+        {
+            self.bytes -= first.bytes;
+            self.entries.pop_front();
+        }
+    }
+
+    fn is_older_than(&self, oldest: u64) -> bool {
+        let latest = self.entries.back();
+        latest.is_none_or(|latest| latest.position.time < oldest)
+    }
+
+    /// Reads at most `limit` of the entries from `oldest` on. `last` is the last id that was given.
+    fn read(
+        &self,
+        page: Page,
+        limit: usize,
+        last: u64,
+        oldest: u64,
+    ) -> vec_deque::Iter<'_, Kept<E>> {
+        let kept = self.entries.partition_point(|e| e.position.time < oldest);
+        let end = self.entries.len();
+        let at = |id| {
+            let at = self.entries.partition_point(|e| e.position.id < id);
+            at.max(kept)
+        };
+        let up_to = |first: usize, end: usize| first..end.min(first.saturating_add(limit));
+        self.entries.range(match page {
+            Page::After(id) if id > last => up_to(kept, end),
+            Page::After(id) => up_to(at(id.saturating_add(1)), end),
+            Page::Before(id) => at(id).saturating_sub(limit).max(kept)..at(id),
+            Page::Latest => end.saturating_sub(limit).max(kept)..end,
+            Page::Only(id) => up_to(at(id), at(id.saturating_add(1))),
+        })
+    }
+}
+
 impl Entries {
     fn new(limits: LogLimits) -> Self {
         let journal = |limits| Journal {
             limits,
-            entries: VecDeque::new(),
-            bytes: 0,
+            list: List::default(),
         };
         Self {
             limits: limits.history.unwrap_or_default(),
@@ -351,7 +386,6 @@ impl Entries {
 
     fn append(&mut self, position: Position, name: &str, event: &str, args: &Args, now: Duration) {
         let stored = Stored {
-            position,
             event: event.into(),
             args: args.clone(),
         };
@@ -365,15 +399,10 @@ impl Entries {
         };
         self.by_latest.insert(position.id, Arc::clone(&name));
         let room = self.rooms.entry(name).or_default();
-        room.bytes += stored.bytes();
-        self.bytes += stored.bytes();
-        room.entries.push_back(stored);
-        let (limits, oldest) = (self.limits, oldest(self.limits.age, now));
-        self.bytes -= room.evict(|room, first| {
-            room.entries.len() > limits.messages.max(1)
-                || room.bytes > limits.bytes && room.entries.len() > 1
-                || first.position.time < oldest && room.entries.len() > 1
-        });
+        let (limits, before) = (&self.limits, room.bytes);
+        room.push(position, stored.bytes(), stored);
+        room.evict(limits.messages, limits.bytes, oldest(limits.age, now));
+        self.bytes = self.bytes - before + room.bytes;
         self.expire(now);
         while self.bytes > self.limits.memory_bytes && self.rooms.len() > 1 {
             self.forget_first();
@@ -384,17 +413,14 @@ impl Entries {
     /// Called on each write and read, so a log needs no timer.
     fn expire(&mut self, now: Duration) {
         if let Some(journal) = &mut self.journal
-            && let Some(latest) = journal.entries.back()
-            && latest.position.time < oldest(journal.limits.age, now)
+            && journal.list.is_older_than(oldest(journal.limits.age, now))
         {
-            journal.entries.clear();
-            journal.bytes = 0;
+            journal.list = List::default();
         }
         let oldest = oldest(self.limits.age, now);
         while let Some(name) = self.by_latest.values().next() {
             let room = self.rooms.get(name).expect("a room is in both tables");
-            let latest = room.entries.back().expect("a room has an entry");
-            if latest.position.time >= oldest {
+            if !room.is_older_than(oldest) {
                 return;
             }
             self.forget_first();
@@ -413,45 +439,16 @@ impl Entries {
         let Some((name, room)) = self.rooms.get_key_value(name) else {
             return Vec::new();
         };
-        let oldest = oldest(self.limits.age, now);
-        let expired = |stored: &Stored| stored.position.time < oldest;
-        let kept = room.entries.partition_point(expired);
-        let end = room.entries.len();
-        let at = |id: u64| {
-            let at = room
-                .entries
-                .partition_point(|stored| stored.position.id < id);
-            at.max(kept)
-        };
-        let range = match page {
-            Page::After(id) if id > self.last => kept..end.min(kept.saturating_add(limit)),
-            Page::After(id) => at(id + 1)..end.min(at(id + 1).saturating_add(limit)),
-            Page::Before(id) => at(id).saturating_sub(limit).max(kept)..at(id),
-            Page::Latest => end.saturating_sub(limit).max(kept)..end,
-            Page::Only(id) => at(id)..at(id.saturating_add(1)).min(at(id).saturating_add(limit)),
-        };
-        let entry = |stored: &Stored| HistoryEntry {
-            id: stored.position.id,
-            time: stored.position.time,
+        let entry = |kept: &Kept<Stored>| HistoryEntry {
+            id: kept.position.id,
+            time: kept.position.time,
             room: (**name).into(),
-            event: stored.event.clone(),
-            args: stored.args.clone(),
+            event: kept.entry.event.clone(),
+            args: kept.entry.args.clone(),
         };
-        room.entries.range(range).map(entry).collect()
-    }
-}
-
-impl Room {
-    /// Removes entries while `is_too_much` holds for the oldest one. Returns their size.
-    fn evict(&mut self, is_too_much: impl Fn(&Self, &Stored) -> bool) -> usize {
-        let before = self.bytes;
-        while let Some(first) = self.entries.front()
-            && is_too_much(self, first)
-        {
-            self.bytes -= first.bytes();
-            self.entries.pop_front();
-        }
-        before - self.bytes
+        let oldest = oldest(self.limits.age, now);
+        let read = room.read(page, limit, self.last, oldest);
+        read.map(entry).collect()
     }
 }
 
