@@ -108,6 +108,15 @@ impl From<HistoryLimits> for LogLimits {
     }
 }
 
+impl From<JournalLimits> for LogLimits {
+    fn from(journal: JournalLimits) -> Self {
+        Self {
+            history: None,
+            journal: Some(journal),
+        }
+    }
+}
+
 /// A broadcast of a journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalEntry {

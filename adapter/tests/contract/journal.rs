@@ -28,13 +28,10 @@ checks! {
     under_an_idempotency_key_a_broadcast_is_stored_once
 }
 
-fn limits(change: impl FnOnce(&mut JournalLimits)) -> LogLimits {
+fn limits(change: impl FnOnce(&mut JournalLimits)) -> JournalLimits {
     let mut journal = JournalLimits::default();
     change(&mut journal);
-    LogLimits {
-        history: None,
-        journal: Some(journal),
-    }
+    journal
 }
 
 fn target(rooms: &[&str], except: &[&str]) -> Target {
@@ -58,6 +55,10 @@ fn numbers(page: &JournalPage) -> Vec<u32> {
     page.entries.iter().map(number).collect()
 }
 
+fn positions(stored: &[(Position, u32)]) -> Vec<Position> {
+    stored.iter().map(|(position, _)| *position).collect()
+}
+
 /// Whether each position names the one before it.
 fn is_chain(positions: &[Position]) -> bool {
     let mut pairs = positions.windows(2);
@@ -73,9 +74,8 @@ async fn a_broadcast_is_heard_by_all_nodes_and_read_by_all(fabric: Fresh) {
     }
     for (node, log) in nodes.iter().zip(&logs) {
         let heard = node.stored(4).await;
-        let positions: Vec<_> = heard.iter().map(|(position, _)| *position).collect();
-        assert_eq!(positions[0].after, Some(0));
-        assert!(is_chain(&positions));
+        assert_eq!(heard[0].0.after, Some(0));
+        assert!(is_chain(&positions(&heard)));
         for ((position, number), (published, sent)) in heard.iter().zip(&sent) {
             assert_eq!((position.id, position.time), (published.id, published.time));
             // A publisher need not know what is before.
@@ -113,11 +113,7 @@ async fn positions_are_a_chain_whoever_publishes(fabric: Fresh) {
     let kept: Vec<_> = page.entries.iter().map(|entry| entry.position).collect();
     assert_eq!((kept.len(), is_chain(&kept)), (4 * EACH as usize, true));
     for node in &nodes {
-        let heard = node.stored(kept.len()).await.into_iter();
-        assert_eq!(
-            heard.map(|(position, _)| position).collect::<Vec<_>>(),
-            kept
-        );
+        assert_eq!(positions(&node.stored(kept.len()).await), kept);
     }
 }
 
@@ -138,18 +134,16 @@ async fn broadcasts_keep_the_order_in_which_they_were_emitted(fabric: Fresh) {
         let emitting = log.broadcast(target(&[&room], &[]), "e", args(number));
         Box::pin(async move { Ok(emitting.await?.position.unwrap()) })
     });
-    let mut positions = Vec::new();
+    let mut published = Vec::new();
     for emitting in emitting.collect::<Vec<_>>() {
-        positions.push(within(emitting).await.unwrap());
+        published.push(within(emitting).await.unwrap());
     }
-    assert!(is_chain(&positions));
+    assert!(is_chain(&published));
     let page = read(&log, Page::After(0), 1000).await;
     assert_eq!(numbers(&page), (0..COUNT).collect::<Vec<_>>());
     let kept = page.entries.iter().map(|entry| entry.position);
-    assert_eq!(kept.collect::<Vec<_>>(), positions);
-    let heard = node.stored(COUNT as usize).await.into_iter();
-    let heard: Vec<_> = heard.map(|(position, _)| position).collect();
-    assert_eq!(heard, positions);
+    assert_eq!(kept.collect::<Vec<_>>(), published);
+    assert_eq!(positions(&node.stored(COUNT as usize).await), published);
 }
 
 async fn what_is_published_to_a_room_is_in_its_history_and_in_the_journal(fabric: Fresh) {
@@ -162,9 +156,7 @@ async fn what_is_published_to_a_room_is_in_its_history_and_in_the_journal(fabric
     let second = within(log.publish("a", "e", args(2))).await.unwrap();
     let third = emit(&log, 3).await;
     assert!(is_chain(&[first, second, third]));
-    let heard = node.stored(3).await.into_iter();
-    let heard: Vec<_> = heard.map(|(position, _)| position).collect();
-    assert_eq!(heard, [first, second, third]);
+    assert_eq!(positions(&node.stored(3).await), [first, second, third]);
     assert_eq!(numbers(&read(&log, Page::After(0), 9).await), [1, 2, 3]);
     let history = within(log.read("a", Page::After(0), 9)).await.unwrap();
     let ids: Vec<_> = history.iter().map(|entry| entry.id).collect();
@@ -326,11 +318,6 @@ async fn under_an_idempotency_key_a_broadcast_is_stored_once(fabric: Fresh) {
         let place = |position: Position| (position.id, position.time);
         let places = [heard[0].0, heard[2].0].map(place);
         assert_eq!(places, [before, after].map(place));
-        assert!(is_chain(
-            &heard
-                .iter()
-                .map(|(position, _)| *position)
-                .collect::<Vec<_>>()
-        ));
+        assert!(is_chain(&positions(&heard)));
     }
 }

@@ -16,8 +16,8 @@ use std::{
 
 use parking_lot::Mutex;
 use roomcast_adapter::{
-    Answer, Attachment, Bus, BusFuture, BusHandle, Description, Listener, Log, LogLimits, NodeId,
-    Position, Progress, Question, SocketId, Tracking,
+    Answer, Attachment, Bus, BusFuture, BusHandle, Description, Gap, Health, Listener, Log,
+    LogLimits, NodeId, Position, Progress, Question, SocketId, Tracking,
 };
 use roomcast_protocol::{args::Args, message::Message, target::Target};
 
@@ -132,6 +132,27 @@ impl Node {
         })
         .await;
         std::mem::take(&mut *self.side.stored.lock())
+    }
+
+    /// Waits until messages flow again.
+    pub(crate) async fn until_flowing(&self) {
+        let is_flowing = || self.bus.health() == Health::Flowing;
+        eventually("messages flow again", is_flowing).await;
+    }
+
+    /// Waits until the node knows that messages do not flow.
+    pub(crate) async fn until_interrupted(&self) {
+        let is_interrupted = || self.bus.health() != Health::Flowing;
+        eventually("the node knows", is_interrupted).await;
+    }
+
+    /// Notes all gaps from now on.
+    pub(crate) fn gaps(&self) -> Arc<Mutex<Vec<Gap>>> {
+        let gaps = Arc::<Mutex<Vec<Gap>>>::default();
+        let noted = Arc::clone(&gaps);
+        self.bus
+            .on_gap(Box::new(move |gap| noted.lock().push(*gap)));
+        gaps
     }
 
     /// Opens the log of the namespace.

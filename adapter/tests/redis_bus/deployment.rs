@@ -1,10 +1,6 @@
 //! A Redis server with nodes, and a look behind the scenes.
 
-use std::{
-    io::{Read, Write},
-    net::TcpStream,
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use prometheus::{Registry, TextEncoder};
 use roomcast_adapter::{NodeId, RedisBus, RedisConfig};
@@ -13,7 +9,7 @@ use roomcast_protocol::channel::{Channels, Dialect, Uid, uid};
 
 use crate::{
     node::{Node, eventually},
-    support::{PATIENCE, Redis, command_bytes, reply_length},
+    support::{Plain, Redis},
 };
 
 pub(crate) struct Deployment {
@@ -31,6 +27,11 @@ impl Deployment {
         let mut config = RedisConfig::new(server.url().parse().unwrap());
         config.dialect = dialect;
         Self { server, config }
+    }
+
+    /// A connection to Redis.
+    pub(crate) fn plain(&self) -> Plain {
+        Plain::connect(&self.server).unwrap()
     }
 
     pub(crate) fn channels(&self) -> Channels {
@@ -122,38 +123,4 @@ pub(crate) fn metric(node: &Node, name: &str, label: &str) -> f64 {
 fn number(reply: &str) -> usize {
     let number = reply.trim_end().rsplit(':').next();
     number.unwrap().parse().unwrap()
-}
-
-/// A connection to Redis, for bytes of all kinds.
-pub(crate) struct Plain {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-}
-
-impl Plain {
-    pub(crate) fn connect(server: &Redis) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self {
-            stream,
-            buffer: Vec::new(),
-        }
-    }
-
-    pub(crate) fn command<A: AsRef<[u8]>>(&mut self, args: &[A]) {
-        self.stream.write_all(&command_bytes(args)).unwrap();
-        self.reply().expect("Redis answers");
-    }
-
-    /// The bytes of what comes next; none once the connection is closed.
-    pub(crate) fn reply(&mut self) -> Option<Vec<u8>> {
-        loop {
-            if let Some(length) = reply_length(&self.buffer) {
-                return Some(self.buffer.drain(..length).collect());
-            }
-            let mut bytes = [0; 4096];
-            let read = self.stream.read(&mut bytes).ok().filter(|read| *read > 0)?;
-            self.buffer.extend_from_slice(&bytes[..read]);
-        }
-    }
 }

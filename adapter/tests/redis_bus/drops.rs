@@ -7,7 +7,7 @@ use roomcast_adapter::Question;
 use roomcast_protocol::{channel::Dialect, target::Target};
 
 use crate::{
-    deployment::{Deployment, Plain, uid_of},
+    deployment::{Deployment, uid_of},
     node::broadcast,
 };
 
@@ -51,7 +51,7 @@ async fn each_reason_to_drop_a_message_is_logged_once_however_many_come() {
         (&room, other.as_bytes(), "its namespace or kind is unknown"),
         (&own, late.as_bytes(), "no question is waiting for it"),
     ];
-    let mut stranger = Plain::connect(&deployment.server);
+    let mut stranger = deployment.plain();
     for (channel, payload, _) in published.iter().cycle().take(300) {
         stranger.command(&[b"PUBLISH", channel.as_bytes(), payload]);
     }

@@ -14,8 +14,9 @@ use roomcast_protocol::{
 use serde_json::json;
 
 use crate::{
-    deployment::{Deployment, Plain, connect, metric},
+    deployment::{Deployment, connect, metric},
     node::{Node, broadcast, eventually},
+    support::Plain,
 };
 
 /// Publishes both in one step, so that nothing is heard in between.
@@ -32,7 +33,7 @@ impl NodeEmitter {
     fn connect(deployment: &Deployment) -> Self {
         let limits = TranscodeLimits::default();
         Self {
-            connection: Plain::connect(&deployment.server),
+            connection: deployment.plain(),
             wire: Wire::new(deployment.channels(), Parser::default(), limits),
         }
     }
@@ -65,7 +66,7 @@ impl NodeEmitter {
 
 /// Holds the channels by which servers are counted, as a Node server does.
 fn node_server(deployment: &Deployment) -> Plain {
-    let mut listening = Plain::connect(&deployment.server);
+    let mut listening = deployment.plain();
     let channels = deployment.channels();
     for channel in [channels.request("/"), channels.response("/").unwrap()] {
         listening.command(&["SUBSCRIBE", &channel]);

@@ -2,9 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use roomcast_adapter::{
-    BusError, Health, HistoryLimits, JournalLimits, Log, LogLimits, Page, Position,
-};
+use roomcast_adapter::{BusError, HistoryLimits, JournalLimits, Log, Page, Position};
 use roomcast_protocol::{
     channel::{Dialect, Mode},
     target::Target,
@@ -12,18 +10,11 @@ use roomcast_protocol::{
 
 use crate::{
     deployment::Deployment,
-    node::{Node, args, eventually, within},
+    node::{Node, args, within},
 };
 
 fn log(node: &Node) -> Arc<dyn Log> {
     node.log(HistoryLimits::default())
-}
-
-fn journal() -> LogLimits {
-    LogLimits {
-        history: None,
-        journal: Some(JournalLimits::default()),
-    }
 }
 
 async fn publish(log: &Arc<dyn Log>, number: u32) -> Result<Position, BusError> {
@@ -36,13 +27,6 @@ async fn kept(log: &Arc<dyn Log>) -> Vec<(u64, u32)> {
     let number = |args: &roomcast_protocol::args::Args| args.decode::<(u32,)>().unwrap().0;
     let entries = read.iter().map(|entry| (entry.id, number(&entry.args)));
     entries.collect()
-}
-
-async fn until_flowing(node: &Node) {
-    eventually("messages flow again", || {
-        node.bus.health() == Health::Flowing
-    })
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,7 +42,7 @@ async fn scripts_that_redis_has_forgotten_are_loaded_again() {
             assert_eq!(kept(&log).await.len(), number as usize + 1);
         }
         deployment.server.command(&["SCRIPT", "FLUSH"]);
-        let log = node.log(journal());
+        let log = node.log(JournalLimits::default());
         let all = (4..20).map(|number| log.broadcast(Target::default(), "e", args(number)));
         for broadcast in all.collect::<Vec<_>>() {
             within(broadcast).await.unwrap();
@@ -91,7 +75,7 @@ async fn redis_restarts_with_its_data_and_the_log_goes_on() {
     let read = within(log.read("a", Page::Latest, 9)).await;
     assert!(matches!(read, Err(BusError::Unavailable(_))), "{read:?}");
     deployment.server.restart();
-    until_flowing(&node).await;
+    node.until_flowing().await;
     let third = publish(&log, 3).await.unwrap();
     assert!(third.id > first.id);
     assert_eq!(kept(&log).await, [(first.id, 1), (third.id, 3)]);
@@ -106,12 +90,9 @@ async fn redis_restarts_without_its_data_and_ids_grow() {
     let log = log(&node);
     let before = publish(&log, 1).await.unwrap();
     deployment.server.kill();
-    eventually("the node knows", || {
-        matches!(node.bus.health(), Health::Interrupted(_))
-    })
-    .await;
+    node.until_interrupted().await;
     deployment.server.restart();
-    until_flowing(&node).await;
+    node.until_flowing().await;
     publish(&log, 2).await.unwrap();
     // Within the same second the ids may be the same, and later ones are greater.
     let after = publish(&log, 3).await.unwrap();
@@ -127,7 +108,7 @@ async fn what_redis_refuses_is_neither_stored_nor_published() {
     let deployment = Deployment::start();
     let node = deployment.node().await;
     let log = log(&node);
-    let journal = node.log(journal());
+    let journal = node.log(JournalLimits::default());
     publish(&log, 1).await.unwrap();
     for (refuse, allow) in [
         (
@@ -161,7 +142,7 @@ async fn what_redis_refuses_is_neither_stored_nor_published() {
             "{refuse:?}: {refused:?}"
         );
     }
-    until_flowing(&node).await;
+    node.until_flowing().await;
     let last = publish(&log, 3).await.unwrap();
     let numbers: Vec<_> = kept(&log).await.into_iter().map(|(_, n)| n).collect();
     assert_eq!(numbers, [1, 3]);
@@ -189,7 +170,7 @@ async fn without_a_reply_the_outcome_is_unconfirmed_and_both_or_neither_has_happ
         matches!(published, Err(BusError::Unconfirmed(_))),
         "{published:?}"
     );
-    until_flowing(&node).await;
+    node.until_flowing().await;
     let last = loop {
         match publish(&log, 3).await {
             Ok(position) => break position,

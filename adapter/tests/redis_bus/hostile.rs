@@ -10,7 +10,7 @@ use roomcast_protocol::{
 use serde_json::Value;
 
 use crate::{
-    deployment::{Deployment, Plain, metric, uid_of},
+    deployment::{Deployment, metric, uid_of},
     node::broadcast,
 };
 
@@ -73,7 +73,7 @@ async fn check(dialect: Dialect, file: &str) {
     let question = Question::Sockets(Target::default());
     let asked = a.handle.ask(question, Duration::from_secs(3600));
     let asking = tokio::spawn(asked);
-    let mut stranger = Plain::connect(&deployment.server);
+    let mut stranger = deployment.plain();
     let publish = deployment.publish_command().as_bytes();
     for (channel, payload) in tried(file) {
         for name in std::iter::once(&channel).chain(&names) {
@@ -114,7 +114,7 @@ async fn a_message_that_is_too_large_is_dropped_and_counted() {
     let deployment = Deployment::of(Dialect::Classic);
     let (a, b) = (deployment.node().await, deployment.node().await);
     a.join("r").await;
-    let mut stranger = Plain::connect(&deployment.server);
+    let mut stranger = deployment.plain();
     // Redis would close the connection of a subscriber that has more than 32 MB before it.
     let unlimited = [
         "CONFIG",

@@ -6,7 +6,7 @@ use roomcast_adapter::PrivateRooms;
 use roomcast_protocol::channel::{Dialect, Mode};
 
 use crate::{
-    deployment::{Deployment, Plain, connect, metric},
+    deployment::{Deployment, connect, metric},
     node::{Node, broadcast, eventually},
 };
 
@@ -95,7 +95,7 @@ async fn namespaces_that_come_and_go_make_no_pattern_and_neither_does_a_server_f
     deployment.config.private_rooms = PrivateRooms::Channel;
     assert_eq!(private_rooms_of(&deployment, false).await, (0, true));
     deployment.config.private_rooms = PrivateRooms::Auto;
-    let mut others = Plain::connect(&deployment.server);
+    let mut others = deployment.plain();
     for number in 0..50 {
         others.command(&["PSUBSCRIBE".to_owned(), format!("other{number}*")]);
     }

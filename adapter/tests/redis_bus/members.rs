@@ -15,9 +15,9 @@ use roomcast_protocol::{
 use serde_json::{Value, json};
 
 use crate::{
-    deployment::{Deployment, Plain, metric, node},
+    deployment::{Deployment, metric, node},
     node::{Node, eventually, within},
-    support::Listener,
+    support::{Listener, Plain},
 };
 
 /// Longer than a test may take: who waits to the end, fails.
@@ -186,7 +186,7 @@ fn has_been_asked(node: &Node) -> bool {
 /// Subscribes what a member of the main namespace does, by itself or as a server of Node's.
 fn subscribe_as_member(deployment: &Deployment, own: &str) -> Plain {
     let channels = deployment.channels();
-    let mut member = Plain::connect(&deployment.server);
+    let mut member = deployment.plain();
     for channel in [
         channels.request("/"),
         channels.response("/").unwrap(),
@@ -327,9 +327,9 @@ async fn a_server_of_other_make_is_waited_for_and_named_as_such() {
     assert_eq!(ids(&answered), [own.as_str()]);
 
     let response = deployment.channels().response("/").unwrap();
-    let mut answering = Plain::connect(&deployment.server);
+    let mut answering = deployment.plain();
     let answering = thread::spawn(move || {
-        while let Some(message) = member.reply() {
+        while let Ok(message) = member.reply() {
             let Some(answer) = answer_to(&message) else {
                 continue;
             };

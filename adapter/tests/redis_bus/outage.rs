@@ -1,12 +1,8 @@
 //! Redis goes away, hangs, and comes back.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
-use parking_lot::Mutex;
-use roomcast_adapter::{BusError, Gap, Health, Question};
+use roomcast_adapter::{BusError, Question};
 use roomcast_protocol::{
     channel::Dialect,
     msgpack::TranscodeLimits,
@@ -15,7 +11,7 @@ use roomcast_protocol::{
 };
 
 use crate::{
-    deployment::{Deployment, Plain, metric},
+    deployment::{Deployment, metric},
     node::{Node, broadcast, eventually, within},
 };
 
@@ -44,9 +40,7 @@ fn seen(node: &Node) -> f64 {
 async fn while_redis_is_away_nothing_waits_for_it_and_afterwards_all_is_well() {
     let mut deployment = Deployment::start();
     let (a, b) = (deployment.node().await, deployment.node().await);
-    let gaps = Arc::<Mutex<Vec<Gap>>>::default();
-    let noted = Arc::clone(&gaps);
-    b.bus.on_gap(Box::new(move |gap| noted.lock().push(*gap)));
+    let gaps = b.gaps();
     b.join("before").await;
     let socket = b.connect(1);
     b.confirm(socket.as_str()).await;
@@ -62,10 +56,7 @@ async fn while_redis_is_away_nothing_waits_for_it_and_afterwards_all_is_well() {
     let room = vec!["meanwhile".into()];
     let confirmed = within(b.handle.confirm(room)).await;
     assert!(confirmed.is_err());
-    eventually("the node knows", || {
-        matches!(b.bus.health(), Health::Interrupted(_))
-    })
-    .await;
+    b.until_interrupted().await;
     eventually("no node is seen", || seen(&a) == 0.0).await;
     let queued = metric(&a, "roomcast_bus_queued_bytes", "");
     assert!(queued == 0.0, "{queued}");
@@ -73,10 +64,7 @@ async fn while_redis_is_away_nothing_waits_for_it_and_afterwards_all_is_well() {
     let restarted = SystemTime::now();
     deployment.server.restart();
     for node in [&a, &b] {
-        eventually("messages flow again", || {
-            node.bus.health() == Health::Flowing
-        })
-        .await;
+        node.until_flowing().await;
     }
     for rooms in [&[][..], &["before"], &["meanwhile"], &[socket.as_str()]] {
         a.publish(broadcast(rooms, 2)).await;
@@ -165,10 +153,7 @@ fn entry(deployment: &Deployment, number: u32) -> Vec<String> {
 async fn a_stream_is_read_on_after_an_outage_and_what_was_trimmed_unread_is_a_gap() {
     let mut deployment = Deployment::of(Dialect::Streams);
     let node = deployment.node().await;
-    let gaps = Arc::<Mutex<Vec<Gap>>>::default();
-    let noted = Arc::clone(&gaps);
-    node.bus
-        .on_gap(Box::new(move |gap| noted.lock().push(*gap)));
+    let gaps = node.gaps();
     let heard = async |number| assert_eq!(node.heard(1).await, [broadcast(&[], number)]);
     let append = |deployment: &Deployment, number| {
         let command = entry(deployment, number);
@@ -197,13 +182,10 @@ async fn a_stream_is_read_on_after_an_outage_and_what_was_trimmed_unread_is_a_ga
     }
     append(&deployment, 2);
     heard(2).await;
-    eventually("messages flow again", || {
-        node.bus.health() == Health::Flowing
-    })
-    .await;
+    node.until_flowing().await;
     assert_eq!(*gaps.lock(), []);
 
-    let mut plain = Plain::connect(&deployment.server);
+    let mut plain = deployment.plain();
     plain.command(&["MULTI"]);
     plain.command(&entry(&deployment, 3));
     plain.command(&entry(&deployment, 4));

@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use roomcast_adapter::{
-    Health, JournalLimits, LogLimits, NodeId, Page, Question, RedisBus, Signing, StartError,
+    Health, JournalLimits, NodeId, Page, Question, RedisBus, Signing, StartError,
 };
 use roomcast_protocol::{
     channel::{Dialect, LOG_UID, Mode},
@@ -15,8 +15,9 @@ use roomcast_protocol::{
 };
 
 use crate::{
-    deployment::{Deployment, Plain, metric, node},
+    deployment::{Deployment, metric, node},
     node::{Node, args, broadcast, eventually, within},
+    support::Plain,
 };
 
 const KEY: &str = "0123456789abcdef0123456789abcdef";
@@ -49,7 +50,7 @@ impl Stranger {
     fn of(deployment: &Deployment) -> Self {
         let limits = TranscodeLimits::default();
         Self {
-            redis: Plain::connect(&deployment.server),
+            redis: deployment.plain(),
             wire: Wire::new(deployment.channels(), Parser::Msgpack, limits),
             command: deployment.publish_command(),
         }
@@ -174,11 +175,7 @@ async fn what_a_stranger_puts_into_a_journal_is_not_read() {
     for dialect in [Dialect::Classic, Dialect::Sharded(Mode::Static)] {
         let deployment = signed(dialect);
         let a = deployment.node().await;
-        let limits = LogLimits {
-            history: None,
-            journal: Some(JournalLimits::default()),
-        };
-        let log = a.log(limits);
+        let log = a.log(JournalLimits::default());
         let emitted = within(log.broadcast(Target::default(), "e", args(1))).await;
         let position = emitted.unwrap().position.unwrap();
         assert_eq!(a.stored(1).await, [(position, 1)]);

@@ -5,9 +5,10 @@ use roomcast_protocol::channel::{Channels, Dialect, Mode};
 use serde_json::{Value, json};
 
 use crate::{
-    deployment::{Deployment, Plain, metric},
+    deployment::{Deployment, metric},
     node::{Node, eventually, within},
     start::{COMMANDS, as_user},
+    support::Plain,
 };
 
 const UID: &str = "peerpeer";
@@ -23,7 +24,7 @@ struct Peer<'a> {
 impl<'a> Peer<'a> {
     fn start(deployment: &'a Deployment) -> Self {
         let channels = deployment.channels();
-        let mut listening = Plain::connect(&deployment.server);
+        let mut listening = deployment.plain();
         let subscribe = match deployment.config.dialect {
             Dialect::Classic | Dialect::Streams => "SUBSCRIBE",
             Dialect::Sharded(_) => "SSUBSCRIBE",

@@ -18,20 +18,21 @@ use tokio::{runtime::Builder, task};
 
 use crate::{
     recorder::{Link, Record, messages},
-    server::{DEADLINE, Server, wait_until},
+    redis::Redis,
+    server::{Client, DEADLINE, wait_until},
 };
 
 #[test]
 fn messages_arrive_in_the_order_in_which_they_were_published() {
-    let server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |_| ());
-    link.subscribe_confirmed(&["a", "b"]);
+    let server = Redis::start();
+    let link = Link::of(&server);
+    link.subscribe_confirmed(["a", "b"]);
     let pattern: Arc<str> = Arc::from("p?");
     assert!(link.subscriber.subscribe_pattern(Arc::clone(&pattern)));
     let confirmed = link.subscriber.confirm_pattern(pattern, DEADLINE);
     assert_eq!(link.runtime.block_on(confirmed), Ok(()));
 
-    let mut client = server.client();
+    let mut client = Client::connect(&server);
     let channels = ["a", "p1", "b", "p2", "a"];
     for number in 0..5_000 {
         let channel = channels[number % channels.len()];
@@ -50,10 +51,10 @@ fn messages_arrive_in_the_order_in_which_they_were_published() {
 
 #[test]
 fn long_messages_arrive_whole_among_short_ones() {
-    let server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |_| ());
-    link.subscribe_confirmed(&["a"]);
-    let mut client = server.client();
+    let server = Redis::start();
+    let link = Link::of(&server);
+    link.subscribe_confirmed(["a"]);
+    let mut client = Client::connect(&server);
     let long: Vec<_> = [1 << 16, 3 << 20, 65_500, 1]
         .map(|length| "x\r\n".repeat(length))
         .into();
@@ -89,11 +90,11 @@ impl Sink for SlowSink {
 #[test]
 fn other_tasks_run_while_many_messages_are_handled() {
     const MESSAGES: usize = 2_000;
-    let server = Server::start(&[]);
+    let server = Redis::start();
     let config = SubscriberConfig::new(Arc::new(|_| "probe".into()), Arc::new(|_, _| false));
     let endpoint = Endpoint::new(server.url().parse().unwrap());
     let sink = SlowSink::default();
-    let mut client = server.client();
+    let mut client = Client::connect(&server);
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let turns = runtime.block_on(async {
         let subscriber = Subscriber::start(endpoint, config, sink.clone());
@@ -117,15 +118,15 @@ fn other_tasks_run_while_many_messages_are_handled() {
 
 #[test]
 fn probes_do_not_reach_the_sink_and_measure_the_round_trip() {
-    let server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |_| ());
-    link.subscribe_confirmed(&["a"]);
+    let server = Redis::start();
+    let link = Link::of(&server);
+    link.subscribe_confirmed(["a"]);
     link.wait_until_healthy();
     let SubscriberState::Up { probe_round_trip } = link.subscriber.state() else {
         panic!("the subscriber is healthy")
     };
     assert!(probe_round_trip < Duration::from_secs(5));
-    server.client().publish("a", "end");
+    Client::connect(&server).publish("a", "end");
     link.recorder.wait_for_message("a", "end");
     let records = link.recorder.records();
     let messages = records
@@ -136,9 +137,9 @@ fn probes_do_not_reach_the_sink_and_measure_the_round_trip() {
 
 #[test]
 fn a_closed_subscriber_leaves_nothing_behind() {
-    let server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |_| ());
-    link.subscribe_confirmed(&["a"]);
+    let server = Redis::start();
+    let link = Link::of(&server);
+    link.subscribe_confirmed(["a"]);
     server.suspend();
     link.subscribe(["b"]);
     let waiting = link.subscriber.confirm(vec!["b".into()], DEADLINE);
@@ -151,6 +152,6 @@ fn a_closed_subscriber_leaves_nothing_behind() {
     };
     assert_eq!(link.subscriber.state(), stopped);
     server.resume();
-    let mut client = server.client();
+    let mut client = Client::connect(&server);
     wait_until("nobody is subscribed", || client.subscribers("a") == 0);
 }

@@ -14,7 +14,8 @@ use roomcast_emitter::redis::Reply;
 use crate::{
     proxy::{Mode, Proxy},
     recorder::{Link, events, gaps, messages, runtime},
-    server::{Server, wait_until},
+    redis::Redis,
+    server::{Client, wait_until},
 };
 
 fn quick(config: &mut SubscriberConfig) {
@@ -23,13 +24,13 @@ fn quick(config: &mut SubscriberConfig) {
 
 #[test]
 fn the_gap_encloses_what_was_lost() {
-    let server = Server::start(&[]);
+    let server = Redis::start();
     let side = runtime();
     let proxy = Proxy::start(&side, server.port);
     let link = Link::start(&proxy.url(), server.port, |_| ());
-    link.subscribe_confirmed(&["a"]);
+    link.subscribe_confirmed(["a"]);
     link.wait_until_healthy();
-    let mut client = server.client();
+    let mut client = Client::connect(&server);
     let mut published = Vec::new();
     let mut publish = |count| {
         for _ in 0..count {
@@ -68,9 +69,9 @@ fn the_gap_encloses_what_was_lost() {
 
 #[test]
 fn the_first_connection_is_no_gap() {
-    let mut server = Server::start(&[]);
+    let mut server = Redis::start();
     server.kill();
-    let link = Link::start(&server.url(), server.port, |_| ());
+    let link = Link::of(&server);
     link.subscribe(["a"]);
     assert!(matches!(
         link.wait_until_down(),
@@ -78,16 +79,16 @@ fn the_first_connection_is_no_gap() {
     ));
     server.restart();
     link.wait_until_healthy();
-    server.client().publish("a", "1");
+    Client::connect(&server).publish("a", "1");
     link.recorder.wait_for_message("a", "1");
     assert_eq!(gaps(&link.recorder.records()).count(), 0);
 }
 
 #[test]
 fn a_server_that_died_and_came_back_empty_is_subscribed_again() {
-    let mut server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |_| ());
-    link.subscribe_confirmed(&["a", "b"]);
+    let mut server = Redis::start();
+    let link = Link::of(&server);
+    link.subscribe_confirmed(["a", "b"]);
     link.wait_until_healthy();
     server.kill();
     link.recorder.wait_for_down();
@@ -95,7 +96,7 @@ fn a_server_that_died_and_came_back_empty_is_subscribed_again() {
     server.restart();
     let (resubscribed, _) = link.recorder.wait_for_up(2);
     assert_eq!(resubscribed, 4, "the probe's channel is one of them");
-    let mut client = server.client();
+    let mut client = Client::connect(&server);
     for channel in ["a", "b", "c"] {
         assert_eq!(client.publish(channel, "again"), 1);
         link.recorder.wait_for_message(channel, "again");
@@ -106,11 +107,11 @@ fn a_server_that_died_and_came_back_empty_is_subscribed_again() {
 
 #[test]
 fn a_server_that_hangs_is_given_up_and_found_again() {
-    let server = Server::start(&[]);
+    let server = Redis::start();
     let link = Link::start(&server.url(), server.port, quick);
-    link.subscribe_confirmed(&["a"]);
+    link.subscribe_confirmed(["a"]);
     link.wait_until_healthy();
-    let mut client = server.client();
+    let mut client = Client::connect(&server);
     client.command(&["CLIENT", "PAUSE", "1500", "ALL"]);
     let reason = link.recorder.wait_for_down();
     assert_eq!(
@@ -127,14 +128,14 @@ fn a_server_that_hangs_is_given_up_and_found_again() {
 
 #[test]
 fn a_half_open_connection_is_noticed() {
-    let server = Server::start(&[]);
+    let server = Redis::start();
     let side = runtime();
     let proxy = Proxy::start(&side, server.port);
     let link = Link::start(&proxy.url(), server.port, quick);
-    link.subscribe_confirmed(&["a"]);
+    link.subscribe_confirmed(["a"]);
     link.wait_until_healthy();
     proxy.set(Mode::Dead);
-    let mut client = server.client();
+    let mut client = Client::connect(&server);
     assert_eq!(client.publish("a", "lost"), 1, "Redis knows nothing of it");
     let reason = link.recorder.wait_for_down();
     assert_eq!(
@@ -152,8 +153,8 @@ fn a_half_open_connection_is_noticed() {
 
 #[test]
 fn a_primary_that_is_demoted_is_left_for_the_one_that_its_name_leads_to() {
-    let (old, new) = (Server::start(&[]), Server::start(&[]));
-    let (mut old_client, mut new_client) = (old.client(), new.client());
+    let (old, new) = (Redis::start(), Redis::start());
+    let (mut old_client, mut new_client) = (Client::connect(&old), Client::connect(&new));
     let follow = |port: u16| ["REPLICAOF".into(), "127.0.0.1".into(), port.to_string()];
     new_client.command(&follow(old.port).each_ref().map(String::as_str));
     wait_until("the replica follows", || {
@@ -164,7 +165,7 @@ fn a_primary_that_is_demoted_is_left_for_the_one_that_its_name_leads_to() {
     let name = Proxy::start(&side, old.port);
     // Probes come back as long as their publisher has not noticed the failover either.
     let link = Link::start(&name.url(), old.port, |_| ());
-    link.subscribe_confirmed(&["a"]);
+    link.subscribe_confirmed(["a"]);
     link.wait_until_healthy();
     new_client.command(&["REPLICAOF", "NO", "ONE"]);
     old_client.command(&follow(new.port).each_ref().map(String::as_str));
@@ -179,7 +180,7 @@ fn a_primary_that_is_demoted_is_left_for_the_one_that_its_name_leads_to() {
 
 #[test]
 fn a_connection_is_not_given_up_while_nobody_can_send_probes() {
-    let server = Server::start(&[]);
+    let server = Redis::start();
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let link = Link::start(&server.url(), server.port, |config| {
@@ -190,7 +191,7 @@ fn a_connection_is_not_given_up_while_nobody_can_send_probes() {
             false
         });
     });
-    link.subscribe_confirmed(&["a"]);
+    link.subscribe_confirmed(["a"]);
     wait_until("probes are asked for", || {
         asked.load(Ordering::Relaxed) > 50
     });
@@ -200,18 +201,18 @@ fn a_connection_is_not_given_up_while_nobody_can_send_probes() {
         DownReason::Subscribing,
         "nothing has been proved"
     );
-    server.client().publish("a", "1");
+    Client::connect(&server).publish("a", "1");
     link.recorder.wait_for_message("a", "1");
 }
 
 #[test]
 fn a_sink_that_was_blocked_reads_what_waits_before_the_connection_is_judged() {
-    let server = Server::start(&[]);
+    let server = Redis::start();
     let link = Link::start(&server.url(), server.port, quick);
-    link.subscribe_confirmed(&["a"]);
+    link.subscribe_confirmed(["a"]);
     link.wait_until_healthy();
     link.recorder.block("a");
-    let mut client = server.client();
+    let mut client = Client::connect(&server);
     client.publish("a", "1");
     link.recorder.wait_until_blocked();
     let stopped = Instant::now();
@@ -230,12 +231,12 @@ fn a_sink_that_was_blocked_reads_what_waits_before_the_connection_is_judged() {
 
 #[test]
 fn a_sink_that_stalls_makes_redis_wait_and_cut_and_nothing_queues_here() {
-    let server = Server::start(&["--client-output-buffer-limit", "pubsub 1mb 0 0"]);
-    let link = Link::start(&server.url(), server.port, |_| ());
-    link.subscribe_confirmed(&["a"]);
+    let server = Redis::with(&["--client-output-buffer-limit", "pubsub 1mb 0 0"]);
+    let link = Link::of(&server);
+    link.subscribe_confirmed(["a"]);
     link.wait_until_healthy();
     link.recorder.block("a");
-    let mut client = server.client();
+    let mut client = Client::connect(&server);
     let payload = "x".repeat(100_000);
     let mut published = 0;
     wait_until("Redis cuts", || {
@@ -256,16 +257,16 @@ fn a_sink_that_stalls_makes_redis_wait_and_cut_and_nothing_queues_here() {
 
 #[test]
 fn every_lost_connection_is_reported_once() {
-    let server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |_| ());
-    link.subscribe_confirmed(&["a"]);
+    let server = Redis::start();
+    let link = Link::of(&server);
+    link.subscribe_confirmed(["a"]);
     link.recorder.wait_for_up(1);
-    let mut client = server.client();
+    let mut client = Client::connect(&server);
     for n in 2..6 {
         assert_eq!(client.kill_subscribers(), 1);
         link.recorder.wait_for_up(n);
     }
-    server.client().publish("a", "end");
+    Client::connect(&server).publish("a", "end");
     link.recorder.wait_for_message("a", "end");
     let records = link.recorder.records();
     let names: Vec<_> = events(&records)

@@ -12,7 +12,7 @@ use roomcast_emitter::redis::Endpoint;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    redis::until,
+    redis::{Redis, until},
     server::{DEADLINE, Prober, wait_until},
 };
 
@@ -178,6 +178,10 @@ pub(crate) struct Link {
 }
 
 impl Link {
+    pub(crate) fn of(server: &Redis) -> Self {
+        Self::start(&server.url(), server.port, |_| ())
+    }
+
     /// A subscriber of `url` whose probes go straight to the server at `port`.
     pub(crate) fn start(url: &str, port: u16, change: impl FnOnce(&mut SubscriberConfig)) -> Self {
         let prober = Prober::new(port, "PUBLISH");
@@ -185,10 +189,13 @@ impl Link {
         let mut config = SubscriberConfig::new(Arc::new(|_| PROBE.into()), send_probe);
         config.probe_interval = Duration::from_millis(50);
         change(&mut config);
+        Self::launch(Endpoint::new(url.parse().unwrap()), config)
+    }
+
+    pub(crate) fn launch(endpoint: Endpoint, config: SubscriberConfig) -> Self {
         let runtime = runtime();
         let recorder = Recorder::default();
         let guard = runtime.enter();
-        let endpoint = Endpoint::new(url.parse().unwrap());
         let subscriber = Subscriber::start(endpoint, config, recorder.clone());
         drop(guard);
         Self {
@@ -204,10 +211,16 @@ impl Link {
     }
 
     #[track_caller]
-    pub(crate) fn subscribe_confirmed(&self, names: &[&str]) {
-        self.subscribe(names.iter().copied());
-        let names = names.iter().map(|name| Arc::from(*name)).collect();
-        let confirmed = self.subscriber.confirm(names, DEADLINE);
+    pub(crate) fn subscribe_confirmed(&self, names: impl IntoIterator<Item = impl Into<Arc<str>>>) {
+        let names: Vec<Arc<str>> = names.into_iter().map(Into::into).collect();
+        self.subscribe(names.iter().cloned());
+        self.confirm(&names);
+    }
+
+    /// Waits until Redis has confirmed what was asked for last.
+    #[track_caller]
+    pub(crate) fn confirm(&self, names: &[Arc<str>]) {
+        let confirmed = self.subscriber.confirm(names.to_vec(), DEADLINE);
         assert_eq!(self.runtime.block_on(confirmed), Ok(()));
     }
 
@@ -223,6 +236,17 @@ impl Link {
         until("the subscriber is down", || match self.subscriber.state() {
             SubscriberState::Down { reason } => Some(reason),
             SubscriberState::Up { .. } => None,
+        })
+    }
+
+    /// Waits until Redis refuses a channel, and returns its name.
+    #[track_caller]
+    pub(crate) fn wait_until_refused(&self) -> Arc<str> {
+        until("a channel is refused", || match self.subscriber.state() {
+            SubscriberState::Down {
+                reason: DownReason::Refused { name, .. },
+            } => Some(name),
+            _ => None,
         })
     }
 

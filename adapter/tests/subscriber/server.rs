@@ -1,10 +1,8 @@
-//! A Redis server that ends with the test, and plain connections to it: one that waits for answers,
-//! and one for probes.
+//! Plain connections to a server: one that waits for answers, and one for probes.
 
 use std::{
     io::{ErrorKind, Read, Write},
     net::TcpStream,
-    ops::{Deref, DerefMut},
     sync::Mutex,
     time::Duration,
 };
@@ -12,7 +10,7 @@ use std::{
 use redis::{Value, parse_redis_value};
 use roomcast_emitter::redis::Reply;
 
-use crate::redis::{PATIENCE, Redis, command_bytes, reply_length, until};
+use crate::redis::{PATIENCE, Plain, Redis, command_bytes, until};
 
 /// What does not happen within this time does not happen.
 pub(crate) const DEADLINE: Duration = PATIENCE;
@@ -23,74 +21,23 @@ pub(crate) fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
     until(what, || is_true().then_some(()));
 }
 
-/// A server that can be asked for plain connections.
-pub(crate) struct Server(Redis);
-
-impl Server {
-    pub(crate) fn start(options: &[&str]) -> Self {
-        Self(Redis::with(options))
-    }
-
-    pub(crate) fn client(&self) -> Client {
-        Client::connect(self.port)
-    }
-}
-
-impl Deref for Server {
-    type Target = Redis;
-
-    fn deref(&self) -> &Redis {
-        &self.0
-    }
-}
-
-impl DerefMut for Server {
-    fn deref_mut(&mut self) -> &mut Redis {
-        &mut self.0
-    }
-}
-
 /// A connection that waits for each answer.
-pub(crate) struct Client {
-    stream: TcpStream,
-    unread: Vec<u8>,
-}
+pub(crate) struct Client(Plain);
 
 impl Client {
-    pub(crate) fn connect(port: u16) -> Self {
-        Self::new(TcpStream::connect(("127.0.0.1", port)).unwrap())
-    }
-
-    fn new(stream: TcpStream) -> Self {
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        Self {
-            stream,
-            unread: Vec::new(),
-        }
+    pub(crate) fn connect(server: &Redis) -> Self {
+        Self(Plain::connect(server).unwrap())
     }
 
     #[track_caller]
     pub(crate) fn command(&mut self, args: &[&str]) -> Value {
-        self.stream.write_all(&command_bytes(args)).unwrap();
-        self.answer()
+        value(&self.0.command(args))
     }
 
     /// The next thing that the server says.
     #[track_caller]
     pub(crate) fn answer(&mut self) -> Value {
-        loop {
-            if let Some(length) = reply_length(&self.unread) {
-                let reply: Vec<_> = self.unread.drain(..length).collect();
-                let value = parse_redis_value(&reply).unwrap();
-                assert!(!matches!(value, Value::ServerError(_)), "{value:?}");
-                return value;
-            }
-            let mut bytes = [0; 65_536];
-            let read = self.stream.read(&mut bytes).unwrap();
-            assert!(read > 0, "the server has closed the connection");
-            self.unread.extend(&bytes[..read]);
-        }
+        value(&self.0.reply().unwrap())
     }
 
     /// How many receive what is published.
@@ -131,6 +78,13 @@ impl Client {
             });
         calls.sum()
     }
+}
+
+#[track_caller]
+fn value(reply: &[u8]) -> Value {
+    let value = parse_redis_value(reply).unwrap();
+    assert!(!matches!(value, Value::ServerError(_)), "{value:?}");
+    value
 }
 
 /// Publishes probes without ever waiting for an answer.

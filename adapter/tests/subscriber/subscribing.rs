@@ -9,34 +9,30 @@ use std::{
     time::Duration,
 };
 
-use roomcast_adapter::subscriber::{
-    ConfirmError, DownReason, Priority, SubscriberEvent, SubscriberState,
-};
-
+use roomcast_adapter::subscriber::{ConfirmError, Priority, SubscriberEvent};
 use roomcast_emitter::redis::Reply;
 
 use crate::{
     recorder::{Link, events},
-    server::{DEADLINE, Server, wait_until},
+    redis::Redis,
+    server::{Client, DEADLINE, wait_until},
 };
 
 #[test]
 fn a_hundred_thousand_channels_come_back_while_others_publish() {
-    let server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |_| ());
+    let server = Redis::start();
+    let link = Link::of(&server);
     let names: Vec<Arc<str>> = (0..100_000)
         .map(|n| format!("socket.io#/#room-{n:012}#").into())
         .collect();
-    link.subscribe(names.iter().cloned());
-    let confirmed = link.subscriber.confirm(names.clone(), DEADLINE);
-    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
+    link.subscribe_confirmed(names.iter().cloned());
     assert_eq!(link.subscriber.counts().confirmed, 100_001);
 
     let published = Arc::new(AtomicUsize::new(0));
     let is_over = Arc::new(AtomicBool::new(false));
     let publisher = {
         let (published, is_over) = (Arc::clone(&published), Arc::clone(&is_over));
-        let mut client = server.client();
+        let mut client = Client::connect(&server);
         thread::spawn(move || {
             while !is_over.load(Ordering::Relaxed) {
                 client.publish("unheard", "x");
@@ -44,7 +40,7 @@ fn a_hundred_thousand_channels_come_back_while_others_publish() {
             }
         })
     };
-    let mut client = server.client();
+    let mut client = Client::connect(&server);
     let commands = client.calls("subscribe");
     let before = published.load(Ordering::Relaxed);
     assert_eq!(client.kill_subscribers(), 1);
@@ -67,18 +63,17 @@ fn a_hundred_thousand_channels_come_back_while_others_publish() {
 
 #[test]
 fn short_lived_names_cost_few_commands_and_leave_nothing_behind() {
-    let server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |_| ());
-    link.subscribe_confirmed(&["stays"]);
+    let server = Redis::start();
+    let link = Link::of(&server);
+    link.subscribe_confirmed(["stays"]);
     for n in 0..100_000 {
         let name: Arc<str> = format!("room-{n}").into();
         link.subscribe([Arc::clone(&name)]);
         link.subscriber.unsubscribe([name]);
     }
-    let names = (0..100_000).map(|n| format!("room-{n}").into()).collect();
-    let confirmed = link.subscriber.confirm(names, DEADLINE);
-    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
-    let mut client = server.client();
+    let names: Vec<_> = (0..100_000).map(|n| format!("room-{n}").into()).collect();
+    link.confirm(&names);
+    let mut client = Client::connect(&server);
     let channels = client.command(&["PUBSUB", "CHANNELS"]);
     assert_eq!(channels.list().unwrap().len(), 2, "{channels:?}");
     let commands = client.calls("subscribe") + client.calls("unsubscribe");
@@ -88,9 +83,9 @@ fn short_lived_names_cost_few_commands_and_leave_nothing_behind() {
 
 #[test]
 fn names_that_live_shortly_are_batched() {
-    let server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |_| ());
-    link.subscribe_confirmed(&["stays"]);
+    let server = Redis::start();
+    let link = Link::of(&server);
+    link.subscribe_confirmed(["stays"]);
     let names: Vec<Arc<str>> = (0..100_000).map(|n| format!("room-{n}").into()).collect();
     for some in names.chunks(100) {
         link.subscribe(some.iter().cloned());
@@ -98,9 +93,8 @@ fn names_that_live_shortly_are_batched() {
     for some in names.chunks(100) {
         link.subscriber.unsubscribe(some);
     }
-    let confirmed = link.subscriber.confirm(names, DEADLINE);
-    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
-    let mut client = server.client();
+    link.confirm(&names);
+    let mut client = Client::connect(&server);
     assert_eq!(
         client
             .command(&["PUBSUB", "CHANNELS"])
@@ -116,20 +110,19 @@ fn names_that_live_shortly_are_batched() {
 
 #[test]
 fn what_matters_most_is_subscribed_first() {
-    let server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |_| ());
+    let server = Redis::start();
+    let link = Link::of(&server);
     let names: Vec<Arc<str>> = (0..2_000).map(|n| format!("room-{n}").into()).collect();
     link.subscribe(names.iter().cloned());
     link.subscriber.subscribe_pattern("p*".into());
     link.subscriber
         .subscribe(Priority::Control, ["base".into(), "request".into()]);
     link.recorder.wait_for_up(1);
-    let confirmed = link.subscriber.confirm(names, DEADLINE);
-    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
+    link.confirm(&names);
 
-    let mut monitor = server.client();
+    let mut monitor = Client::connect(&server);
     monitor.command(&["MONITOR"]);
-    server.client().kill_subscribers();
+    Client::connect(&server).kill_subscribers();
     link.recorder.wait_for_up(2);
     let mut first = Vec::new();
     while first.len() < 4 {
@@ -151,9 +144,9 @@ fn what_matters_most_is_subscribed_first() {
 
 #[test]
 fn a_subscription_is_confirmed_when_redis_says_so_and_not_before() {
-    let server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |_| ());
-    link.subscribe_confirmed(&["a"]);
+    let server = Redis::start();
+    let link = Link::of(&server);
+    link.subscribe_confirmed(["a"]);
     server.suspend();
     link.subscribe(["b"]);
     let names: Vec<Arc<str>> = vec!["a".into(), "b".into()];
@@ -165,55 +158,47 @@ fn a_subscription_is_confirmed_when_redis_says_so_and_not_before() {
     let waiting = link.subscriber.confirm(names, DEADLINE);
     server.resume();
     assert_eq!(link.runtime.block_on(waiting), Ok(()));
-    assert_eq!(server.client().subscribers("b"), 1);
+    assert_eq!(Client::connect(&server).subscribers("b"), 1);
     assert!(link.subscriber.is_confirmed("b"));
 }
 
 /// The `redis` crate gives up after 500 ms by default, and the emitter's connections after 5 s.
 #[test]
 fn a_confirmation_may_take_as_long_as_the_probes_allow() {
-    let server = Server::start(&[]);
+    let server = Redis::start();
     let link = Link::start(&server.url(), server.port, |config| {
         config.probe_timeout = DEADLINE;
     });
-    link.subscribe_confirmed(&["a"]);
+    link.subscribe_confirmed(["a"]);
     server.suspend();
     link.subscribe(["b"]);
     thread::sleep(Duration::from_millis(5_500));
     server.resume();
-    let confirmed = link.subscriber.confirm(vec!["b".into()], DEADLINE);
-    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
+    link.confirm(&["b".into()]);
     assert_eq!(link.connections(), 1);
 }
 
 #[test]
 fn the_end_of_a_subscription_can_be_waited_for() {
-    let server = Server::start(&[]);
-    let link = Link::start(&server.url(), server.port, |_| ());
-    link.subscribe_confirmed(&["a"]);
+    let server = Redis::start();
+    let link = Link::of(&server);
+    link.subscribe_confirmed(["a"]);
     link.subscriber.unsubscribe(["a"]);
-    let ended = link.subscriber.confirm(vec!["a".into()], DEADLINE);
-    assert_eq!(link.runtime.block_on(ended), Ok(()));
-    assert_eq!(server.client().subscribers("a"), 0);
+    link.confirm(&["a".into()]);
+    assert_eq!(Client::connect(&server).subscribers("a"), 0);
+}
+
+/// The URL of a user with these rules about channels.
+fn user(server: &Redis, rules: &[&str]) -> String {
+    let user = ["ACL", "SETUSER", "bob", "on", ">secret", "+@all", "~*"];
+    server.command(&[&user[..], rules].concat());
+    format!("redis://bob:secret@{}", server.address())
 }
 
 #[test]
 fn a_channel_that_the_user_may_not_hear_does_not_harm_others() {
-    let server = Server::start(&[]);
-    let user = [
-        "bob",
-        "on",
-        ">secret",
-        "+@all",
-        "~*",
-        "resetchannels",
-        "&probe*",
-        "&room-*",
-    ];
-    server
-        .client()
-        .command(&[&["ACL", "SETUSER"][..], &user].concat());
-    let url = format!("redis://bob:secret@127.0.0.1:{}", server.port);
+    let server = Redis::start();
+    let url = user(&server, &["resetchannels", "&probe*", "&room-*"]);
     let link = Link::start(&url, server.port, |_| ());
     let rooms: Vec<Arc<str>> = (0..100).map(|n| format!("room-{n}").into()).collect();
     link.subscribe(rooms.iter().cloned().chain(["forbidden".into()]));
@@ -225,27 +210,16 @@ fn a_channel_that_the_user_may_not_hear_does_not_harm_others() {
     });
     assert_eq!(&*refused.0, "forbidden");
     assert!(refused.1.starts_with("NOPERM"), "{}", refused.1);
-    let confirmed = link.subscriber.confirm(rooms, DEADLINE);
-    assert_eq!(link.runtime.block_on(confirmed), Ok(()));
-    server.client().publish("room-7", "1");
+    link.confirm(&rooms);
+    Client::connect(&server).publish("room-7", "1");
     link.recorder.wait_for_message("room-7", "1");
 }
 
 #[test]
 fn a_refused_channel_is_asked_for_again_and_reported_until_redis_allows_it() {
-    let server = Server::start(&[]);
-    let user = [
-        "bob",
-        "on",
-        ">secret",
-        "+@all",
-        "~*",
-        "resetchannels",
-        "&probe*",
-    ];
-    let mut client = server.client();
-    client.command(&[&["ACL", "SETUSER"][..], &user].concat());
-    let url = format!("redis://bob:secret@127.0.0.1:{}", server.port);
+    let server = Redis::start();
+    let url = user(&server, &["resetchannels", "&probe*"]);
+    let mut client = Client::connect(&server);
     let link = Link::start(&url, server.port, |_| ());
     link.wait_until_healthy();
     link.subscribe(["room"]);
@@ -258,11 +232,7 @@ fn a_refused_channel_is_asked_for_again_and_reported_until_redis_allows_it() {
         );
     }
     assert_eq!(link.subscriber.counts().refused, 1);
-    let down = link.wait_until_down();
-    assert!(
-        matches!(&down, DownReason::Refused { name, .. } if &**name == "room"),
-        "{down:?}"
-    );
+    assert_eq!(&*link.wait_until_refused(), "room");
     link.recorder.wait_for_gap();
     client.command(&["ACL", "SETUSER", "bob", "&room"]);
     wait_until("the channel is subscribed", || {
@@ -282,24 +252,14 @@ fn a_refused_channel_is_asked_for_again_and_reported_until_redis_allows_it() {
 
 #[test]
 fn rights_that_are_taken_away_and_given_back_leave_nothing_deaf() {
-    let server = Server::start(&[]);
-    let user = ["bob", "on", ">secret", "+@all", "~*", "allchannels"];
-    let mut client = server.client();
-    client.command(&[&["ACL", "SETUSER"][..], &user].concat());
-    let url = format!("redis://bob:secret@127.0.0.1:{}", server.port);
+    let server = Redis::start();
+    let url = user(&server, &["allchannels"]);
+    let mut client = Client::connect(&server);
     let link = Link::start(&url, server.port, |_| ());
-    link.subscribe_confirmed(&["a", "b"]);
+    link.subscribe_confirmed(["a", "b"]);
     link.wait_until_healthy();
     client.command(&["ACL", "SETUSER", "bob", "resetchannels", "&a"]);
-    wait_until("the probe is refused", || {
-        let state = link.subscriber.state();
-        matches!(
-            state,
-            SubscriberState::Down {
-                reason: DownReason::Refused { .. }
-            }
-        )
-    });
+    link.wait_until_refused();
     client.publish("a", "1");
     link.recorder.wait_for_message("a", "1");
     client.command(&["ACL", "SETUSER", "bob", "allchannels"]);
@@ -310,33 +270,13 @@ fn rights_that_are_taken_away_and_given_back_leave_nothing_deaf() {
 
 #[test]
 fn a_connection_without_a_probe_channel_is_reported_and_delivers_all_the_same() {
-    let server = Server::start(&[]);
-    let user = [
-        "bob",
-        "on",
-        ">secret",
-        "+@all",
-        "~*",
-        "resetchannels",
-        "&room",
-    ];
-    server
-        .client()
-        .command(&[&["ACL", "SETUSER"][..], &user].concat());
-    let url = format!("redis://bob:secret@127.0.0.1:{}", server.port);
+    let server = Redis::start();
+    let url = user(&server, &["resetchannels", "&room"]);
     let link = Link::start(&url, server.port, |config| {
         config.probe_timeout = Duration::from_millis(100);
     });
-    link.subscribe_confirmed(&["room"]);
-    wait_until("the probe is refused", || {
-        let state = link.subscriber.state();
-        matches!(
-            state,
-            SubscriberState::Down {
-                reason: DownReason::Refused { .. }
-            }
-        )
-    });
-    server.client().publish("room", "1");
+    link.subscribe_confirmed(["room"]);
+    link.wait_until_refused();
+    Client::connect(&server).publish("room", "1");
     link.recorder.wait_for_message("room", "1");
 }

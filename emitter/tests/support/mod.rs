@@ -159,6 +159,10 @@ impl Redis {
         format!("127.0.0.1:{}", self.port)
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The server's reply, as bytes on the wire.
     #[track_caller]
     pub(crate) fn command(&self, args: &[&str]) -> String {
@@ -169,12 +173,7 @@ impl Redis {
 
     /// The same, also if it is an error. `None` if the server is not there.
     pub(crate) fn try_command(&self, args: &[&str]) -> Option<String> {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        let mut connection = Plain {
-            stream,
-            buffer: Vec::new(),
-        };
+        let mut connection = Plain::connect(self).ok()?;
         if let Some(password) = &self.password {
             connection.send(&["AUTH", password]).ok()?;
             connection.reply().ok()?;
@@ -208,7 +207,7 @@ impl Redis {
     }
 
     fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
+        let pid = self.pid().to_string();
         let status = Command::new("kill").args([signal, &pid]).status();
         assert!(status.unwrap().success());
     }
@@ -294,28 +293,47 @@ impl Cluster {
             .to_owned()
     }
 
-    /// Gives a slot another owner.
+    /// Gives a slot another owner, as a reshard does.
     pub(crate) fn move_slot(&self, slot: &str, from: usize, to: usize) {
-        let id = self.id(to);
-        for node in [to, from] {
-            self.nodes[node].command(&["CLUSTER", "SETSLOT", slot, "NODE", &id]);
-        }
+        let set = |node: usize, state, other| {
+            self.nodes[node].command(&["CLUSTER", "SETSLOT", slot, state, &self.id(other)]);
+        };
+        set(to, "IMPORTING", from);
+        set(from, "MIGRATING", to);
+        set(to, "NODE", to);
+        set(from, "NODE", to);
     }
 }
 
 /// A connection that waits for each reply.
-struct Plain {
+pub(crate) struct Plain {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 impl Plain {
-    fn send(&mut self, args: &[&str]) -> std::io::Result<()> {
+    pub(crate) fn connect(server: &Redis) -> std::io::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", server.port))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self {
+            stream,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// The bytes of the reply to a command.
+    #[track_caller]
+    pub(crate) fn command<A: AsRef<[u8]>>(&mut self, args: &[A]) -> Vec<u8> {
+        self.send(args).unwrap();
+        self.reply().expect("the server answers")
+    }
+
+    fn send<A: AsRef<[u8]>>(&mut self, args: &[A]) -> std::io::Result<()> {
         self.stream.write_all(&command_bytes(args))
     }
 
     /// The bytes of the next reply.
-    fn reply(&mut self) -> std::io::Result<Vec<u8>> {
+    pub(crate) fn reply(&mut self) -> std::io::Result<Vec<u8>> {
         loop {
             if let Some(length) = reply_length(&self.buffer) {
                 return Ok(self.buffer.drain(..length).collect());
@@ -364,14 +382,8 @@ pub(crate) struct Listener(Plain);
 impl Listener {
     /// Is subscribed when this returns.
     pub(crate) fn start(server: &Redis, command: &str, channel: &str) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut connection = Plain {
-            stream,
-            buffer: Vec::new(),
-        };
-        connection.send(&[command, channel]).unwrap();
-        let reply = connection.reply().unwrap();
+        let mut connection = Plain::connect(server).unwrap();
+        let reply = connection.command(&[command, channel]);
         assert!(reply.starts_with(b"*3"), "{}", reply.escape_ascii());
         Self(connection)
     }
