@@ -77,7 +77,7 @@ pub use roomcast_protocol::{
     id::EngineId,
     pakyow,
     receipt::Receipt,
-    relay, syncano,
+    relay, signing, syncano,
     target::Rooms,
 };
 pub use server::{

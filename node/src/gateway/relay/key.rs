@@ -48,6 +48,8 @@ pub(super) struct Signed<'a> {
 pub(super) struct Verified {
     pub(super) sender: Box<str>,
     pub(super) number: u64,
+    /// When it was signed, in milliseconds of the cluster's time since 1970.
+    pub(super) time: u64,
     digest: Digest,
     /// The place of the key that fits.
     key: usize,
@@ -110,16 +112,17 @@ impl Keys {
         let key = self.0.iter().position(fits).ok_or(Invalid::Signature)?;
         let mut parts = stated.split('.');
         let mut next = || parts.next().ok_or(Invalid::Signature);
-        let (sender, number, millis, digest) = (next()?, next()?, next()?, next()?);
+        let (sender, number, time, digest) = (next()?, next()?, next()?, next()?);
         let number = number.parse().map_err(|_| Invalid::Signature)?;
-        let millis = millis.parse().map_err(|_| Invalid::Signature)?;
+        let time = time.parse().map_err(|_| Invalid::Signature)?;
         let verified = Verified {
             sender: sender.into(),
             number,
+            time,
             digest: unhex(digest).ok_or(Invalid::Signature)?,
             key,
         };
-        if now.abs_diff(Duration::from_millis(millis)) > TOLERANCE {
+        if now.abs_diff(Duration::from_millis(time)) > TOLERANCE {
             return Err(Invalid::Time);
         }
         Ok(verified)

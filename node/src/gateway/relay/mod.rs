@@ -20,10 +20,10 @@
 //!
 //! - `key` signs requests: method, path, digest of the body, time, and the names of both
 //!   nodes.
-//! - `window` refuses signed requests that were received before.
 //! - `sender` passes requests on, within limits of number, bytes and time; `owner` has
 //!   the ways to a node.
-//! - `receiver` verifies them before a byte of a body is kept.
+//! - `receiver` verifies them before a byte of a body is kept, and refuses those that
+//!   were received before.
 //! - `link` is the connection, `seal` its cipher, `requests` its relaying end and
 //!   `serving` the owner's.
 //!
@@ -44,7 +44,6 @@ mod seal;
 mod sender;
 mod serving;
 mod tls;
-mod window;
 
 use std::{
     io,

@@ -16,7 +16,10 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use roomcast::Server;
+use roomcast::{
+    Server,
+    signing::{Senders, Stamp},
+};
 use tokio::{sync::watch, time::timeout};
 
 use super::{
@@ -26,7 +29,6 @@ use super::{
     metrics::Metrics,
     seal::{Opener, Sealer},
     serving::{Serving, ServingLimits},
-    window::Senders,
 };
 use crate::gateway::line_limit::LineLimit;
 
@@ -139,10 +141,16 @@ impl Inner {
         let verified = verified.map_err(|invalid| invalid.label())?;
         // Only numbers of valid signatures are noted, because a stranger could use up
         // those of a node.
-        let mut senders = self.senders.lock();
-        match senders.note(&verified.sender, verified.number, now, 2 * TOLERANCE) {
-            true => Ok(verified),
-            false => Err("replay"),
+        let stamp = Stamp {
+            sender: &verified.sender,
+            number: verified.number,
+            time: verified.time,
+        };
+        let [now, tolerance] = [now, TOLERANCE].map(|time| time.as_millis() as u64);
+        let admitted = self.senders.lock().admit(stamp, now, tolerance);
+        match admitted {
+            Ok(()) => Ok(verified),
+            Err(_) => Err("replay"),
         }
     }
 
