@@ -33,6 +33,7 @@ use bytes::Bytes;
 use super::{
     connection::{Connection, Locked},
     frame::Frame,
+    refusals::{INBOX_FULL, OVERLAP, Refused},
 };
 use crate::close::{CloseReason, Limit};
 use roomcast_protocol::engine_io::{
@@ -70,22 +71,6 @@ pub(crate) struct Posted {
 pub(crate) struct Body {
     pub(crate) bytes: Vec<u8>,
     pub(crate) content_type: &'static str,
-}
-
-/// Why a polling request is refused.
-#[derive(Debug)]
-pub(crate) enum Refused {
-    Handshake(HandshakeError),
-    /// Status 400 without a body, as a second request at the same time gets.
-    Overlap,
-    /// The inbox is full.
-    Full,
-}
-
-impl From<HandshakeError> for Refused {
-    fn from(error: HandshakeError) -> Self {
-        Self::Handshake(error)
-    }
 }
 
 impl Polling {
@@ -171,7 +156,7 @@ impl Connection {
         let polling = Self::check_polling(&mut locked)?;
         if polling.poll.is_some() {
             self.begin_close(&mut locked, CloseReason::OverlappingRequests);
-            return Err(Refused::Overlap);
+            return Err(OVERLAP);
         }
         polling.poll = Some(None);
         polling.released = false;
@@ -184,11 +169,11 @@ impl Connection {
         let is_closing = locked.state.closing().is_some();
         let polling = Self::check_polling(&mut locked)?;
         if is_closing {
-            return Err(Refused::Handshake(HandshakeError::SessionUnknown));
+            return Err(HandshakeError::SessionUnknown.into());
         }
         if polling.posting {
             self.begin_close(&mut locked, CloseReason::OverlappingRequests);
-            return Err(Refused::Overlap);
+            return Err(OVERLAP);
         }
         polling.posting = true;
         Ok(Posting(Arc::clone(self)))
@@ -355,12 +340,12 @@ impl Posting {
         // up to a limit.
         let limit = self.0.engine().config.limits.inbox_bytes;
         let Some(polling) = locked.polling() else {
-            return Err(Refused::Handshake(HandshakeError::BadRequest));
+            return Err(HandshakeError::BadRequest.into());
         };
         if polling.inbox_bytes + body.len() > limit {
             self.0
                 .begin_close(&mut locked, CloseReason::LimitReached(Limit::Inbox));
-            return Err(Refused::Full);
+            return Err(INBOX_FULL);
         }
         polling.inbox_bytes += body.len();
         // The response `ok` means that the body is received, not that its events are

@@ -11,7 +11,7 @@ use axum::{Router, body::Body};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use roomcast_protocol::engine_io::open::HandshakeError;
 
-use super::{admission::retry_range, client_address::ClientAddress, engine::Engine, polling};
+use super::{admission::retry_range, client_address::ClientAddress, engine::Engine};
 use crate::{close::Limit, line_limit::LineLimit};
 
 /// Why a request is refused.
@@ -25,6 +25,12 @@ pub(super) enum Refused {
 }
 
 pub(super) const DRAINING: Refused = Refused::Status(StatusCode::SERVICE_UNAVAILABLE, "draining");
+
+/// A second request of a kind came before the response to the first one.
+pub(super) const OVERLAP: Refused = Refused::Status(StatusCode::BAD_REQUEST, "overlap");
+
+/// Too much was posted that is not handled yet.
+pub(super) const INBOX_FULL: Refused = Refused::Status(StatusCode::PAYLOAD_TOO_LARGE, "inbox");
 
 /// The limit that is reached.
 pub(super) struct TooMany {
@@ -44,16 +50,6 @@ impl From<HandshakeError> for Refused {
     }
 }
 
-impl From<polling::Refused> for Refused {
-    fn from(refused: polling::Refused) -> Self {
-        match refused {
-            polling::Refused::Handshake(error) => Self::Handshake(error),
-            polling::Refused::Overlap => Self::Status(StatusCode::BAD_REQUEST, "overlap"),
-            polling::Refused::Full => Self::Status(StatusCode::PAYLOAD_TOO_LARGE, "inbox"),
-        }
-    }
-}
-
 /// A refusal in words.
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
@@ -66,7 +62,7 @@ pub(crate) struct Refusal {
 
 impl Refused {
     /// Counts and describes the refusal.
-    pub(super) fn describe(self, engine: &Engine) -> Refusal {
+    pub(super) fn describe(&self, engine: &Engine) -> Refusal {
         let refusal = match self {
             Self::TooMany(too_many) => {
                 too_many.log();
@@ -74,7 +70,7 @@ impl Refused {
                     status: too_many.status,
                     label: too_many.label,
                     message: too_many.message.into(),
-                    retry_after: Some(engine.ids.pick(too_many.retry_after)),
+                    retry_after: Some(engine.ids.pick(too_many.retry_after.clone())),
                 }
             }
             Self::Handshake(error) => Refusal {
@@ -84,14 +80,14 @@ impl Refused {
                 retry_after: None,
             },
             Self::Status(status, label) => Refusal {
-                status,
+                status: *status,
                 label,
-                message: match label {
+                message: match *label {
                     "draining" => "the server is shutting down".into(),
                     label => label.into(),
                 },
                 // A node that drains does not come back, and the balancer has others.
-                retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(1),
+                retry_after: (*status == StatusCode::SERVICE_UNAVAILABLE).then_some(1),
             },
         };
         engine.metrics.refused(refusal.label);
@@ -191,32 +187,16 @@ pub(super) fn too_many(
 
 /// The response to a request that is refused.
 pub(super) fn refuse<B: From<String> + Default>(engine: &Engine, refused: &Refused) -> Response<B> {
-    let (status, label, mut response) = match refused {
-        Refused::TooMany(too_many) => {
-            too_many.log();
-            let mut response = respond(too_many.body(), "application/json");
-            let seconds = engine.ids.pick(too_many.retry_after.clone());
-            let headers = response.headers_mut();
-            headers.insert(header::RETRY_AFTER, seconds.into());
-            (too_many.status, too_many.label, response)
-        }
-        Refused::Handshake(error) => {
-            let status = StatusCode::from_u16(error.status());
-            let response = respond(error.body(), "application/json");
-            (
-                status.unwrap_or(StatusCode::BAD_REQUEST),
-                error.label(),
-                response,
-            )
-        }
-        Refused::Status(status, label) => (*status, *label, Response::new(B::default())),
+    let mut response = match refused {
+        Refused::TooMany(too_many) => respond(too_many.body(), "application/json"),
+        Refused::Handshake(error) => respond(error.body(), "application/json"),
+        Refused::Status(..) => Response::new(B::default()),
     };
-    engine.metrics.refused(label);
-    *response.status_mut() = status;
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        // A node that drains does not come back, and the balancer has others.
-        let retry_after = response.headers_mut().entry(header::RETRY_AFTER);
-        retry_after.or_insert(HeaderValue::from_static("1"));
+    let refusal = refused.describe(engine);
+    *response.status_mut() = refusal.status;
+    if let Some(seconds) = refusal.retry_after {
+        let headers = response.headers_mut();
+        headers.insert(header::RETRY_AFTER, seconds.into());
     }
     response
 }
