@@ -33,7 +33,7 @@ use smallvec::SmallVec;
 
 use super::{
     error::{Failed, HandlerError, Refused},
-    handler::{Admission, BoxFuture, Call},
+    handler::{Admission, Call},
     in_flight::{Admitted, Done, Held, InFlight, Task},
     live_namespace::LiveNamespace,
     observe::Observation,
@@ -249,25 +249,46 @@ impl Client {
         // Clients of revision 3 send no session to return to.
         let may_return = connection.revision() == Revision::V4;
         let waits = may_return && namespace.has_to_wait(handshake.auth_json());
-        let future: BoxFuture<Result<Admitted, HandlerError>> =
-            if waits || !namespace.handlers.authorizers.is_empty() {
-                let (namespace, handshake) = (Arc::clone(&namespace), handshake.clone());
-                let (socket, connection) = (socket.clone(), *connection.id());
-                Box::pin(admission(namespace, handshake, socket, connection, waits))
-            } else {
-                // Nothing decides and nothing has to be subscribed: the common case,
-                // which makes no task.
-                let Some(expecting) = namespace.expect(&socket) else {
-                    self.admit(turn, &namespace, handshake, socket, Admitted::default());
-                    return;
-                };
-                Box::pin(expecting.map(|()| Ok(Admitted::default())))
-            };
+        if waits || !namespace.handlers.authorizers.is_empty() {
+            self.decide(turn, &namespace, handshake, socket, waits);
+            return;
+        }
+        // Nothing decides and nothing has to be subscribed: the common case, which makes no
+        // task.
+        let Some(expecting) = namespace.expect(&socket) else {
+            self.admit(turn, &namespace, handshake, socket, Admitted::default());
+            return;
+        };
         let task = Task::Admission {
             namespace,
             handshake,
             socket,
-            future,
+            future: Box::pin(expecting.map(|()| Ok(Admitted::default()))),
+        };
+        self.start(turn, task);
+    }
+
+    /// Begins to decide about a client. With `may_return`, it may come back to its session.
+    fn decide(
+        &mut self,
+        turn: &mut Turn<'_, '_>,
+        namespace: &Arc<LiveNamespace>,
+        handshake: Handshake,
+        socket: SocketId,
+        may_return: bool,
+    ) {
+        let deciding = admission(
+            Arc::clone(namespace),
+            handshake.clone(),
+            socket.clone(),
+            *turn.connection.id(),
+            may_return,
+        );
+        let task = Task::Admission {
+            namespace: Arc::clone(namespace),
+            handshake,
+            socket,
+            future: Box::pin(deciding),
         };
         self.start(turn, task);
     }
@@ -354,16 +375,7 @@ impl Client {
             turn.connection.close(CloseReason::TransportClose);
             return;
         }
-        let (deciding, socket) = (Arc::clone(namespace), id.clone());
-        let connection = *turn.connection.id();
-        let future = admission(deciding, handshake.clone(), socket, connection, true);
-        let task = Task::Admission {
-            namespace: Arc::clone(namespace),
-            handshake,
-            socket: id,
-            future: Box::pin(future),
-        };
-        self.start(turn, task);
+        self.decide(turn, namespace, handshake, id, true);
     }
 
     /// Lets a client resume its session. The reply follows the missed events, as in Node's server.
@@ -379,16 +391,9 @@ impl Client {
     ) {
         let connection = Arc::clone(turn.connection);
         let make = |id, recoverable| {
-            let namespace = Arc::clone(namespace);
-            let handshake = handshake.clone();
-            Socket::new(
-                id,
-                namespace,
-                Arc::clone(&connection),
-                handshake,
-                data,
-                Some(recoverable),
-            )
+            let (namespace, handshake) = (Arc::clone(namespace), handshake.clone());
+            let recoverable = Some(recoverable);
+            Socket::new(id, namespace, connection, handshake, data, recoverable)
         };
         match namespace.readmit(turn, restored, make) {
             Some(socket) => {
@@ -399,18 +404,7 @@ impl Client {
                 packets::connect_reply(turn, self.dialect, &namespace.name, sid, pid);
                 self.entered(turn, &socket);
             }
-            None => {
-                let (deciding, socket) = (Arc::clone(namespace), id.clone());
-                let connection = *connection.id();
-                let future = admission(deciding, handshake.clone(), socket, connection, false);
-                let task = Task::Admission {
-                    namespace: Arc::clone(namespace),
-                    handshake,
-                    socket: id,
-                    future: Box::pin(future),
-                };
-                self.start(turn, task);
-            }
+            None => self.decide(turn, namespace, handshake, id, false),
         }
     }
 
