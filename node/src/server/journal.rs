@@ -582,14 +582,14 @@ fn end_of(page: JournalPage) -> Position {
 struct Stored {
     position: Position,
     /// `None` if it cannot be read.
-    broadcast: Option<Broadcast>,
+    broadcast: Option<JournalEntry>,
 }
 
 /// The entries that were read, in the order of the journal.
 fn links(page: JournalPage) -> Vec<Stored> {
     let read = page.entries.into_iter().map(|entry| Stored {
         position: entry.position,
-        broadcast: Some(entry.into()),
+        broadcast: Some(entry),
     });
     let unreadable = page.unreadable.into_iter().map(|position| Stored {
         position,
@@ -598,31 +598,6 @@ fn links(page: JournalPage) -> Vec<Stored> {
     let mut links: Vec<_> = read.chain(unreadable).collect();
     links.sort_unstable_by_key(|link| link.position.id);
     links
-}
-
-/// The broadcast to deliver.
-pub(super) struct Broadcast {
-    position: Position,
-    target: Target,
-    event: Box<str>,
-    args: Args,
-}
-
-impl From<JournalEntry> for Broadcast {
-    fn from(entry: JournalEntry) -> Self {
-        let JournalEntry {
-            position,
-            target,
-            event,
-            args,
-        } = entry;
-        Self {
-            position,
-            target,
-            event,
-            args,
-        }
-    }
 }
 
 impl LiveNamespace {
@@ -707,7 +682,7 @@ impl LiveNamespace {
         state.newest = state.newest.max(position.id);
         match state.link(&position) {
             Link::Next => {
-                let broadcast = Broadcast {
+                let broadcast = JournalEntry {
                     position,
                     target: target.clone(),
                     event: event.clone(),
@@ -763,7 +738,7 @@ impl LiveNamespace {
     }
 
     /// Delivers the next broadcast of the chain.
-    fn deliver_link(&self, journal: &Journal, state: &mut State, next: &Broadcast) -> usize {
+    fn deliver_link(&self, journal: &Journal, state: &mut State, next: &JournalEntry) -> usize {
         state.reach(next.position);
         let delivered = self.deliver(&next.target, &next.event, &next.args, Some(next.position));
         match delivered {

@@ -155,6 +155,26 @@ pub(crate) struct Recoverable {
     gone: Notify,
 }
 
+impl Recoverable {
+    /// The state of a new session.
+    fn new(pid: Box<str>, owner: Box<str>, since: Option<Offset>) -> Self {
+        Self {
+            pid,
+            owner,
+            since,
+            is_recovered: false,
+            is_queued: AtomicBool::new(false),
+            is_stored: AtomicBool::new(false),
+            joins: Mutex::default(),
+            unacknowledged: Mutex::default(),
+            is_queued_lazily: AtomicBool::new(false),
+            is_taken: AtomicBool::new(false),
+            returns_until: AtomicU64::new(0),
+            gone: Notify::new(),
+        }
+    }
+}
+
 /// A session as it is stored.
 #[derive(Serialize, Deserialize)]
 struct Record {
@@ -452,20 +472,9 @@ impl LiveNamespace {
         }
         let journal = self.journal.as_ref()?;
         let pid = self.engine.ids.engine_id();
-        Some(Box::new(Recoverable {
-            pid: pid.as_str().into(),
-            owner: self.new_owner(),
-            since: journal.last().map(Offset::from),
-            is_recovered: false,
-            is_queued: AtomicBool::new(false),
-            is_stored: AtomicBool::new(false),
-            joins: Mutex::default(),
-            unacknowledged: Mutex::default(),
-            is_queued_lazily: AtomicBool::new(false),
-            is_taken: AtomicBool::new(false),
-            returns_until: AtomicU64::new(0),
-            gone: Notify::new(),
-        }))
+        let since = journal.last().map(Offset::from);
+        let recoverable = Recoverable::new(pid.as_str().into(), self.new_owner(), since);
+        Some(Box::new(recoverable))
     }
 
     fn new_owner(&self) -> Box<str> {
@@ -707,19 +716,12 @@ impl LiveNamespace {
             return None;
         }
         let recoverable = Box::new(Recoverable {
-            pid,
-            owner,
-            since: record.since(),
             is_recovered: true,
-            is_queued: AtomicBool::new(false),
             // It exists, because it was taken.
             is_stored: AtomicBool::new(true),
             joins: Mutex::new(std::mem::take(&mut record.joins)),
             unacknowledged: Mutex::new(Unacknowledged::of(record.account.as_ref())),
-            is_queued_lazily: AtomicBool::new(false),
-            is_taken: AtomicBool::new(false),
-            returns_until: AtomicU64::new(0),
-            gone: Notify::new(),
+            ..Recoverable::new(pid, owner, record.since())
         });
         let socket = socket(SocketId::new(&record.sid), recoverable);
         for kept in &missed {
