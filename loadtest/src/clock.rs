@@ -32,6 +32,22 @@ pub(crate) fn seconds(nanos: Nanos) -> f64 {
     nanos as f64 / SECOND as f64
 }
 
+/// When the message of this number is due that follows `start` at a rate per second.
+pub(crate) fn due(start: Nanos, number: u64, rate: f64) -> Nanos {
+    start + (number as f64 / rate * SECOND as f64) as Nanos
+}
+
+/// A random time between 0.5 and 1.5 of `span`.
+pub(crate) fn around(span: Nanos, random: &mut fastrand::Rng) -> Nanos {
+    span / 2 + random.u64(..=span)
+}
+
+/// The pause of the official client before it connects again: 1 s, doubled with each failure up to
+/// 5 s, and half of it at random.
+pub(crate) fn backoff(failures: u32, random: &mut fastrand::Rng) -> Nanos {
+    around((SECOND << failures.min(3)).min(5 * SECOND), random)
+}
+
 fn nanos(time: Timespec) -> Nanos {
     time.tv_sec as u64 * SECOND + time.tv_nsec as u64
 }

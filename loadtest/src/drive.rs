@@ -459,7 +459,7 @@ impl<'a> Drive<'a> {
         outcome.time("connect", &times.connect);
         outcome.time("outage", &times.outage);
         outcome.time("send lag", &self.beat.lag);
-        outcome.ends = owned(&self.population.ends);
+        outcome.add_ends(&self.population.ends);
         describe(outcome, self.plan);
         let is_soak = self.plan.disruption.tears > 0.0 && self.plan.disruption.moves > 0.0;
         let tally = self.population.close();
@@ -497,10 +497,10 @@ fn close_clients(run: &mut Run, shape: Shape) -> anyhow::Result<()> {
     let deadline = clock::now() + 5 * SECOND;
     loop {
         run.turn(TURN, &mut ignored)?;
-        let descriptors = run.servers.sum().descriptors;
+        let descriptors = run.observed.servers.sum().descriptors;
         run.outcome
             .set("server descriptors after the end", descriptors);
-        let before = run.servers.descriptors_before();
+        let before = run.observed.servers.descriptors_before();
         if descriptors <= before || clock::now() > deadline {
             run.outcome.set("server descriptors before", before);
             return Ok(());
@@ -519,31 +519,17 @@ fn note_on_memory(outcome: &mut Outcome) {
 fn describe(outcome: &mut Outcome, plan: &Plan) {
     let shape = plan.shape;
     if plan.is_unheard {
-        let nobody = "a room without members".to_owned();
-        outcome.settings.insert("emitted to".to_owned(), nobody);
+        outcome.setting("emitted to", &"a room without members");
     }
     let pace = match plan.pace {
         Pace::Window(window) => format!("{window} outstanding per sender"),
         Pace::Rate(rate) => format!("{rate} messages per second"),
         Pace::Flood(count) => format!("{count} messages at once"),
     };
-    for (name, value) in [
-        ("rooms", shape.rooms.to_string()),
-        ("members per room", shape.members.to_string()),
-        ("senders per room", shape.senders.to_string()),
-        ("pace", pace),
-    ] {
-        outcome.settings.insert(name.to_owned(), value);
-    }
-}
-
-fn owned(
-    counts: &std::collections::BTreeMap<&'static str, u64>,
-) -> std::collections::BTreeMap<String, u64> {
-    counts
-        .iter()
-        .map(|(name, count)| ((*name).to_owned(), *count))
-        .collect()
+    outcome.setting("rooms", &shape.rooms);
+    outcome.setting("members per room", &shape.members);
+    outcome.setting("senders per room", &shape.senders);
+    outcome.setting("pace", &pace);
 }
 
 /// Distinguishes runs and loaders in room names and labels.

@@ -28,12 +28,13 @@ impl Gauge {
         })
     }
 
-    pub(crate) fn reading(&self, before: f64) -> Reading {
-        Reading {
+    /// Reads the metric for the first time.
+    pub(crate) fn first_reading(&self) -> anyhow::Result<Reading> {
+        Ok(Reading {
             name: self.name.clone(),
-            before,
+            before: self.read()?,
             after: None,
-        }
+        })
     }
 
     /// Reads the metric, summed over all its labels.

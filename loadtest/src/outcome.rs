@@ -13,7 +13,7 @@ use crate::{histogram::Histogram, ledger::Tally, system::Usage};
 /// Version of the file format.
 pub(crate) const FORMAT: u32 = 1;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Outcome {
     pub(crate) format: u32,
     pub(crate) scenario: String,
@@ -87,6 +87,14 @@ pub(crate) struct Point {
     pub(crate) server_cpu_nanos: u64,
 }
 
+impl Point {
+    /// The point of another series that is nearest in time.
+    pub(crate) fn nearest<'a>(&self, series: &'a [Self]) -> Option<&'a Self> {
+        let distance = |other: &&Self| ((other.at - self.at).abs() * 1e6) as u64;
+        series.iter().min_by_key(distance)
+    }
+}
+
 /// The clients of one server that was restarted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Wave {
@@ -105,25 +113,10 @@ impl Outcome {
         Self {
             format: FORMAT,
             scenario: scenario.to_owned(),
-            label: String::new(),
-            settings: BTreeMap::new(),
-            targets: Vec::new(),
             machine: crate::system::machine(),
             started_unix_ms: crate::clock::unix_ms(),
             parts: 1,
-            seconds: 0.0,
-            ledger: Tally::default(),
-            latencies: BTreeMap::new(),
-            counts: BTreeMap::new(),
-            ends: BTreeMap::new(),
-            servers: Vec::new(),
-            others: Vec::new(),
-            gauges: Vec::new(),
-            own_cpu_nanos: 0,
-            series: Vec::new(),
-            waves: Vec::new(),
-            limited_by: Vec::new(),
-            notes: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -142,6 +135,18 @@ impl Outcome {
 
     pub(crate) fn count(&self, name: &str) -> u64 {
         self.counts.get(name).copied().unwrap_or(0)
+    }
+
+    /// Adds a setting that affects the figures.
+    pub(crate) fn setting(&mut self, name: &str, value: &dyn ToString) {
+        self.settings.insert(name.to_owned(), value.to_string());
+    }
+
+    /// Adds connections that the tool did not close itself, by reason.
+    pub(crate) fn add_ends(&mut self, ends: &BTreeMap<&'static str, u64>) {
+        for (reason, count) in ends {
+            *self.ends.entry((*reason).to_owned()).or_default() += count;
+        }
     }
 
     pub(crate) fn set(&mut self, name: &str, count: u64) {
@@ -260,8 +265,7 @@ fn add_distinct(to: &mut Vec<String>, from: &[String]) {
 fn add_series(one: &[Point], other: &[Point]) -> Vec<Point> {
     let mut sum = one.to_vec();
     for point in &mut sum {
-        let distance = |candidate: &&Point| ((candidate.at - point.at).abs() * 1e6) as u64;
-        if let Some(near) = other.iter().min_by_key(distance) {
+        if let Some(near) = point.nearest(other) {
             point.connections += near.connections;
             point.deliveries += near.deliveries;
             point.server_rss_bytes = point.server_rss_bytes.max(near.server_rss_bytes);

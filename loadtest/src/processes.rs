@@ -13,13 +13,11 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     clock,
-    failure::Failure,
     gate::{GO, READY},
     options::Common,
     outcome::Outcome,
-    servers::{Servers, USED_BEFORE},
-    swarm::Transport,
-    target::Target,
+    run::{check, targets},
+    servers::{Observed, USED_BEFORE},
     watch::{Progress, Watch},
 };
 
@@ -30,20 +28,12 @@ struct Loader {
 
 /// Runs this command line in `--processes` processes and adds their results.
 pub(crate) fn run(common: &Common) -> anyhow::Result<Outcome> {
-    for text in &common.targets {
-        let target = Target::parse(text, &common.path).map_err(Failure::Target)?;
-        let polls = common.transport != Transport::Websocket;
-        target.check(polls).map_err(Failure::Target)?;
-    }
-    let mut readings = Vec::new();
-    for gauge in &common.gauge {
-        readings.push(gauge.reading(gauge.read()?));
-    }
-    let mut servers = Servers::new(&common.server_pid)?;
-    let mut others = Servers::named(&common.process)?;
+    check(&targets(common)?, common)?;
+    let mut observed = Observed::new(common)?;
     let progress = Arc::new(Progress::default());
     progress.enter("connecting, in several processes", None);
-    let watch = Watch::start(Arc::clone(&progress), servers.pids(), !common.quiet);
+    let pids = observed.servers.pids();
+    let watch = Watch::start(Arc::clone(&progress), pids, !common.quiet);
     let mut loaders = Vec::new();
     for part in 0..common.processes {
         loaders.push(Loader::start(part, common.processes)?);
@@ -56,8 +46,7 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<Outcome> {
     }
     thread::sleep(common.warm_up);
     let begin = clock::now();
-    servers.begin();
-    others.begin();
+    observed.begin();
     progress.enter(
         "measuring, in several processes",
         Some(begin + clock::span(common.duration)),
@@ -68,8 +57,7 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<Outcome> {
     {
         thread::sleep(POLL);
     }
-    servers.end();
-    others.end();
+    observed.end();
     let mut outcome: Option<Outcome> = None;
     for loader in loaders {
         let part = loader.result()?;
@@ -80,21 +68,14 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<Outcome> {
         }
     }
     let mut outcome = outcome.context("no loader ran")?;
-    if outcome.scenario == "idle" && servers.hide_growth() {
+    if outcome.scenario == "idle" && observed.servers.hide_growth() {
         outcome.limit(USED_BEFORE);
     }
-    outcome.servers = servers.into_list();
-    outcome.others = others.into_list();
-    for (gauge, reading) in common.gauge.iter().zip(&mut readings) {
-        reading.after = gauge.read().ok();
-    }
-    outcome.gauges = readings;
+    observed.finish(&mut outcome);
     let own = watch.end(begin);
     // The loaders recorded deliveries, this process the servers' usage.
     for point in &mut outcome.series {
-        let distance =
-            |candidate: &&crate::outcome::Point| ((candidate.at - point.at).abs() * 1e6) as u64;
-        if let Some(near) = own.iter().min_by_key(distance) {
+        if let Some(near) = point.nearest(&own) {
             point.server_rss_bytes = near.server_rss_bytes;
             point.server_cpu_nanos = near.server_cpu_nanos;
         }

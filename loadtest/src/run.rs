@@ -8,10 +8,9 @@ use crate::{
     clock::{self, Nanos, SECOND},
     failure::Failure,
     gate::Gate,
-    gauge::Gauge,
     options::Common,
     outcome::Outcome,
-    servers::Servers,
+    servers::Observed,
     swarm::{Dial, Sink, Swarm, Transport},
     system,
     target::Target,
@@ -20,11 +19,9 @@ use crate::{
 
 pub(crate) struct Run {
     pub(crate) swarm: Swarm,
-    pub(crate) servers: Servers,
-    others: Servers,
+    pub(crate) observed: Observed,
     pub(crate) outcome: Outcome,
     pub(crate) gate: Gate,
-    gauges: Vec<Gauge>,
     progress: Arc<Progress>,
     watch: Watch,
     window: Window,
@@ -42,34 +39,22 @@ impl Run {
     /// Checks targets, processes and limits, and prepares a run with this many connections.
     pub(crate) fn new(scenario: &str, common: &Common, connections: usize) -> anyhow::Result<Self> {
         let is_part = common.part.is_some();
-        let targets = common
-            .targets
-            .iter()
-            .map(|text| Target::parse(text, &common.path).map_err(Failure::Target))
-            .collect::<Result<Vec<_>, _>>()?;
+        let targets = targets(common)?;
         check_descriptors(connections, common.transport)?;
-        if !is_part {
-            for target in &targets {
-                target
-                    .check(common.transport != Transport::Websocket)
-                    .map_err(Failure::Target)?;
-            }
-        }
-        // With several loaders, the parent process observes the servers.
-        let servers = Servers::new(if is_part { &[] } else { &common.server_pid })?;
-        let others = Servers::named(if is_part { &[] } else { &common.process })?;
+        // With several loaders, the parent process checks and observes the servers.
+        let observed = if is_part {
+            Observed::nothing()
+        } else {
+            check(&targets, common)?;
+            Observed::new(common)?
+        };
         let mut outcome = Outcome::new(scenario);
         outcome.targets = common.targets.clone();
         outcome.label.clone_from(&common.label);
-        outcome.settings = settings(common);
-        let gauges = if is_part {
-            Vec::new()
-        } else {
-            common.gauge.clone()
-        };
-        for gauge in &gauges {
-            outcome.gauges.push(gauge.reading(gauge.read()?));
-        }
+        let transport = format!("{:?}", common.transport).to_lowercase();
+        outcome.setting("transport", &transport);
+        outcome.setting("namespace", &&common.namespace);
+        outcome.setting("payload bytes", &common.payload);
         let progress = Arc::new(Progress::default());
         let shows = !common.quiet && !is_part;
         Ok(Self {
@@ -81,12 +66,10 @@ impl Run {
                 auth: common.auth.clone().unwrap_or_default(),
                 sources: common.source.clone(),
             })?,
-            watch: Watch::start(Arc::clone(&progress), servers.pids(), shows),
-            servers,
-            others,
+            watch: Watch::start(Arc::clone(&progress), observed.servers.pids(), shows),
+            observed,
             outcome,
             gate: Gate::new(is_part),
-            gauges,
             progress,
             window: Window::default(),
         })
@@ -155,8 +138,7 @@ impl Run {
     }
 
     pub(crate) fn begin_window(&mut self) {
-        self.servers.begin();
-        self.others.begin();
+        self.observed.begin();
         self.window.own_cpu_nanos = system::thread_cpu();
         self.window.begin = clock::now();
     }
@@ -165,8 +147,7 @@ impl Run {
         self.window.end = clock::now();
         let own = system::thread_cpu();
         self.outcome.own_cpu_nanos = own.saturating_sub(self.window.own_cpu_nanos);
-        self.servers.end();
-        self.others.end();
+        self.observed.end();
         self.outcome.seconds = clock::seconds(self.window.end - self.window.begin);
         let share = clock::seconds(self.outcome.own_cpu_nanos) / self.outcome.seconds.max(1e-9);
         if share > BUSIEST_SHARE {
@@ -181,15 +162,24 @@ impl Run {
     /// Ends the watcher and returns the result.
     pub(crate) fn finish(self) -> Outcome {
         let mut outcome = self.outcome;
-        outcome.servers = self.servers.into_list();
-        outcome.others = self.others.into_list();
-        for (gauge, reading) in self.gauges.iter().zip(&mut outcome.gauges) {
-            // A server that has exited has no last value.
-            reading.after = gauge.read().ok();
-        }
+        self.observed.finish(&mut outcome);
         outcome.series = self.watch.end(self.window.begin);
         outcome
     }
+}
+
+/// Parses the targets of a command line.
+pub(crate) fn targets(common: &Common) -> Result<Vec<Target>, Failure> {
+    let targets = common.targets.iter();
+    let targets = targets.map(|text| Target::parse(text, &common.path).map_err(Failure::Target));
+    targets.collect()
+}
+
+/// Fails if a target is not a server that the clients can use.
+pub(crate) fn check(targets: &[Target], common: &Common) -> Result<(), Failure> {
+    let needs_polling = common.transport != Transport::Websocket;
+    let mut checks = targets.iter().map(|target| target.check(needs_polling));
+    checks.try_for_each(|check| check.map_err(Failure::Target))
 }
 
 /// Fails if the run needs more descriptors than the limit allows.
@@ -212,17 +202,6 @@ fn check_descriptors(connections: usize, transport: Transport) -> anyhow::Result
         )));
     }
     Ok(())
-}
-
-fn settings(common: &Common) -> std::collections::BTreeMap<String, String> {
-    let transport = format!("{:?}", common.transport).to_lowercase();
-    [
-        ("transport", transport),
-        ("namespace", common.namespace.clone()),
-        ("payload bytes", common.payload.to_string()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into()
 }
 
 /// Maximum wait of one turn.

@@ -1,12 +1,66 @@
-//! Resource usage of the processes that the user named.
+//! Resource usage of the processes, and the metrics, that the user named.
 
 use anyhow::Context as _;
 
 use crate::{
-    options::Named,
-    outcome::Server,
+    gauge::Gauge,
+    options::{Common, Named},
+    outcome::{Outcome, Reading, Server},
     system::{self, Usage},
 };
+
+/// Everything that is observed from outside during a run.
+pub(crate) struct Observed {
+    pub(crate) servers: Servers,
+    others: Servers,
+    gauges: Vec<(Gauge, Reading)>,
+}
+
+impl Observed {
+    /// Looks at everything for the first time.
+    pub(crate) fn new(common: &Common) -> anyhow::Result<Self> {
+        let gauges = common.gauge.iter();
+        let gauges = gauges.map(|gauge| Ok((gauge.clone(), gauge.first_reading()?)));
+        Ok(Self {
+            servers: Servers::new(&common.server_pid)?,
+            others: Servers::named(&common.process)?,
+            gauges: gauges.collect::<anyhow::Result<_>>()?,
+        })
+    }
+
+    /// Observes nothing.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            servers: Servers(Vec::new()),
+            others: Servers(Vec::new()),
+            gauges: Vec::new(),
+        }
+    }
+
+    /// The measured window begins.
+    pub(crate) fn begin(&mut self) {
+        self.servers.begin();
+        self.others.begin();
+    }
+
+    /// The measured window ends.
+    pub(crate) fn end(&mut self) {
+        self.servers.end();
+        self.others.end();
+    }
+
+    /// Reads the metrics again, and adds everything to the result.
+    pub(crate) fn finish(self, outcome: &mut Outcome) {
+        outcome.servers = self.servers.0;
+        outcome.others = self.others.0;
+        let readings = self.gauges.into_iter().map(|(gauge, reading)| Reading {
+            // A server that has exited has no last value.
+            after: gauge.read().ok(),
+            ..reading
+        });
+        outcome.gauges = readings.collect();
+    }
+}
 
 pub(crate) struct Servers(Vec<Server>);
 
@@ -16,7 +70,7 @@ pub(crate) const USED_BEFORE: &str =
 
 impl Servers {
     /// Reads each process for the first time. Fails with the pid of one that does not exist.
-    pub(crate) fn new(pids: &[u32]) -> anyhow::Result<Self> {
+    fn new(pids: &[u32]) -> anyhow::Result<Self> {
         let servers = pids.iter().map(|pid| {
             let name = || system::name(*pid);
             first_look(*pid, name).with_context(|| format!("--server-pid {pid}"))
@@ -25,7 +79,7 @@ impl Servers {
     }
 
     /// Reads processes with display names for the first time.
-    pub(crate) fn named(processes: &[Named]) -> anyhow::Result<Self> {
+    fn named(processes: &[Named]) -> anyhow::Result<Self> {
         let servers = processes.iter().map(|Named { name, pid }| {
             first_look(*pid, || Ok(name.clone())).with_context(|| format!("--process {name}={pid}"))
         });
@@ -42,12 +96,12 @@ impl Servers {
     }
 
     /// Records usage at the begin of the window, without expensive values.
-    pub(crate) fn begin(&mut self) {
+    fn begin(&mut self) {
         self.look(|server, usage| server.begin = usage, Usage::glance);
     }
 
     /// Records usage at the end of the window.
-    pub(crate) fn end(&mut self) {
+    fn end(&mut self) {
         self.look(|server, usage| server.end = usage, Usage::glance);
         // Reading all memory figures takes long and is not part of the window.
         self.look(
@@ -87,10 +141,6 @@ impl Servers {
     /// Descriptors of all processes before connections were opened.
     pub(crate) fn descriptors_before(&self) -> u64 {
         self.0.iter().map(|server| server.before.descriptors).sum()
-    }
-
-    pub(crate) fn into_list(self) -> Vec<Server> {
-        self.0
     }
 
     /// A process that has exited keeps the last values.

@@ -1,7 +1,7 @@
 //! Addresses of Socket.IO servers, and the check of each before the measurement.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, ErrorKind},
     net::{SocketAddr, TcpStream, ToSocketAddrs as _},
     time::Duration,
 };
@@ -123,31 +123,16 @@ impl Target {
     pub(crate) fn exchange(&self, query: &str, body: Option<&[u8]>) -> Result<Answer, TargetError> {
         let mut request = Vec::new();
         http::request(&mut request, &self.host, query, "", body);
-        let unreachable = |error: std::io::Error| {
-            TargetError::Unreachable(format!("{} is unreachable: {error}", self.name))
+        let exchange = || -> io::Result<Answer> {
+            let mut stream = TcpStream::connect_timeout(&self.address, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            http::exchange(&mut stream, &request)
         };
-        let mut stream =
-            TcpStream::connect_timeout(&self.address, PATIENCE).map_err(unreachable)?;
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .and_then(|()| stream.write_all(&request))
-            .map_err(unreachable)?;
-        let mut bytes = Vec::new();
-        let mut buffer = [0; 4096];
-        loop {
-            let count = stream
-                .read(&mut buffer)
-                .map_err(|error| match error.kind() {
-                    std::io::ErrorKind::WouldBlock => self.is_not("it does not respond"),
-                    _ => unreachable(error),
-                })?;
-            bytes.extend_from_slice(&buffer[..count]);
-            match http::read(&bytes, count == 0) {
-                http::Read::Whole(answer) => return Ok(answer),
-                http::Read::Partial if count > 0 => {}
-                _ => return Err(self.is_not("its response is not HTTP")),
-            }
-        }
+        exchange().map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => self.is_not("it does not respond"),
+            ErrorKind::InvalidData => self.is_not("its response is not HTTP"),
+            _ => TargetError::Unreachable(format!("{} is unreachable: {error}", self.name)),
+        })
     }
 }
 
@@ -163,7 +148,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::{
+        io::{Read as _, Write as _},
+        net::TcpListener,
+    };
 
     use super::*;
 

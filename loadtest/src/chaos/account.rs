@@ -176,6 +176,12 @@ pub(super) fn account(
     tally
 }
 
+/// The number of entries of a kind.
+pub(super) fn count(receivers: &[Receiver], is_meant: fn(&Entry) -> bool) -> usize {
+    let entries = receivers.iter().flat_map(|receiver| &receiver.entries);
+    entries.filter(|entry| is_meant(entry)).count()
+}
+
 /// Collects how long deliveries and outages took.
 fn times(
     publications: &[Publication],

@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::Duration,
@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use super::stage::{Addresses, Process, command, wait_until};
+use super::stage::{Addresses, Process, command};
 
 pub(super) struct Balancer {
     process: Process,
@@ -25,28 +25,20 @@ impl Balancer {
     pub(super) fn start(folder: &Path, nodes: &[Addresses]) -> anyhow::Result<Self> {
         let control = folder.join("haproxy.sock");
         let settings = folder.join("haproxy.cfg");
-        // The port was free a moment ago. If something else has taken it, another one will do.
-        for _ in 0..5 {
-            let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let start = |address: SocketAddr| {
             fs::write(&settings, configuration(address, &control, nodes))?;
             let mut haproxy = command("haproxy");
             haproxy.args(["-db", "-f"]).arg(&settings);
-            let log = folder.join("haproxy.log");
-            let mut process = Process::start("haproxy", &mut haproxy, &log)?;
-            let mut has_ended = false;
-            wait_until("HAProxy", || {
-                has_ended = process.has_ended()?;
-                Ok(has_ended || TcpStream::connect(address).is_ok())
-            })?;
-            if !has_ended {
-                return Ok(Self {
-                    process,
-                    address,
-                    control,
-                });
-            }
-        }
-        bail!("HAProxy does not start: see {}", folder.display())
+            Ok(haproxy)
+        };
+        let log = folder.join("haproxy.log");
+        let is_there = |address: SocketAddr| TcpStream::connect(address).is_ok();
+        let (process, address) = Process::listen("HAProxy", &log, start, is_there)?;
+        Ok(Self {
+            process,
+            address,
+            control,
+        })
     }
 
     /// A node has been started at other addresses.

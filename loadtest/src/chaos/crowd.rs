@@ -28,7 +28,7 @@ use super::{
     stage::{Addresses, NODES, Places},
 };
 use crate::{
-    clock::{self, Nanos, SECOND},
+    clock::{self, Nanos, SECOND, around, backoff},
     codec::packet::{self, Kind, Packet},
     swarm::{Dial, End, Replies, Sink, Swarm, Transport},
     target::Target,
@@ -340,12 +340,10 @@ impl Clients {
             one.record.entries.push(Entry::Cut { at: now });
             one.attempts = 0;
         }
-        // As the official client does by default: 1 s, doubled up to 5 s, and half of it at random.
-        let pause = (SECOND << one.attempts.min(3)).min(5 * SECOND);
         let pause = if is_hurried && one.attempts == 0 {
             0
         } else {
-            around(pause, &mut self.random)
+            backoff(one.attempts, &mut self.random)
         };
         one.attempts += 1;
         one.state = State::Away { until: now + pause };
@@ -454,11 +452,6 @@ fn read_event(body: &[u8]) -> serde_json::Result<(String, usize, usize, Option<S
         serde_json::from_str(at(2))?,
         serde_json::from_str(at(3))?,
     ))
-}
-
-/// Half as much to one and a half times as much.
-fn around(span: Nanos, random: &mut fastrand::Rng) -> Nanos {
-    span / 2 + random.u64(..=span)
 }
 
 const TURN: Nanos = SECOND / 50;

@@ -233,7 +233,7 @@ pub(crate) fn run(options: &Chaos) -> anyhow::Result<bool> {
         }
         if let Some(reason) = fault.missing(options.servers) {
             progress(&format!("fault {}: {reason}", fault.number));
-            rows.push(Row::not_run(fault, reason));
+            rows.push(Row::new(fault, Of::Nobody(reason)));
             continue;
         }
         for round in 1..=options.rounds {

@@ -12,7 +12,7 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
@@ -20,6 +20,8 @@ use std::{
 };
 
 use anyhow::Context as _;
+
+use super::lock;
 
 /// How a connection treats its bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -253,10 +255,6 @@ fn subscribes(bytes: &[u8]) -> bool {
         parts.any(|part| part.eq_ignore_ascii_case(word))
     };
     has(b"SUBSCRIBE") || has(b"XREAD")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const MOST_DELAY_MS: u64 = 40;

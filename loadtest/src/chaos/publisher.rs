@@ -5,7 +5,6 @@
 //! has an idempotency key and is repeated until it is accepted, because it is published at most once under the key.
 
 use std::{
-    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
@@ -130,7 +129,9 @@ fn emit(node: SocketAddr, mode: Mode, event: &str, args: &str, room: usize, more
     let Ok(mut stream) = TcpStream::connect_timeout(&node, CONNECT) else {
         return Called::Missed;
     };
-    let reply = exchange(&mut stream, request.as_bytes());
+    let reply = stream
+        .set_read_timeout(Some(REPLY))
+        .and_then(|()| http::exchange(&mut stream, request.as_bytes()));
     reply.map_or(Called::Unknown, |answer| {
         read_answer(answer.status, &answer.body)
     })
@@ -140,21 +141,6 @@ fn emit(node: SocketAddr, mode: Mode, event: &str, args: &str, room: usize, more
 pub(super) fn emit_as_stranger(node: SocketAddr, mode: Mode) {
     // Whether it reaches anybody there is of no interest.
     let _ = emit(node, mode, "stranger", "[]", 0, "");
-}
-
-fn exchange(stream: &mut TcpStream, request: &[u8]) -> Option<http::Answer> {
-    stream.set_read_timeout(Some(REPLY)).ok()?;
-    stream.write_all(request).ok()?;
-    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
-    loop {
-        let count = stream.read(&mut buffer).ok()?;
-        bytes.extend_from_slice(&buffer[..count]);
-        match http::read(&bytes, count == 0) {
-            http::Read::Whole(answer) => return Some(answer),
-            http::Read::Partial if count > 0 => {}
-            _ => return None,
-        }
-    }
 }
 
 /// The meaning of a response of the API.

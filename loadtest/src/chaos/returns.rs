@@ -18,7 +18,7 @@ use anyhow::Context as _;
 
 use super::{
     Chaos, Folder, Mode,
-    account::{Entry, Promise, Receiver, account},
+    account::{Entry, Promise, Receiver, account, count},
     crowd::{Crowd, Order},
     joined, owed, publishers, settle, soak,
     stage::{NODES, Setup, Stage, wait_until},
@@ -170,13 +170,9 @@ fn write_rounds(text: &mut String, rounds: &[Round]) -> bool {
 
 /// Returns whether all clients came back to their sessions in all rounds.
 fn write_returns(text: &mut String, receivers: &[Receiver], rounds: usize) -> bool {
-    let count = |is_meant: fn(&Entry) -> bool| -> usize {
-        let entries = receivers.iter().flat_map(|receiver| &receiver.entries);
-        entries.filter(|entry| is_meant(entry)).count()
-    };
-    let recovered = count(|entry| matches!(entry, Entry::Recovered { .. }));
+    let recovered = count(receivers, |entry| matches!(entry, Entry::Recovered { .. }));
     // The first join of each client is not a return.
-    let anew = count(|entry| matches!(entry, Entry::Joined { .. })) - receivers.len();
+    let anew = count(receivers, |entry| matches!(entry, Entry::Joined { .. })) - receivers.len();
     let _ = writeln!(
         text,
         "\n{recovered} returns as the same socket, {anew} as a new one."

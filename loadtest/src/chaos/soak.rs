@@ -22,7 +22,7 @@ use std::{
 
 use super::{
     Chaos, Folder, Mode,
-    account::{Entry, Promise, Receiver, Tally, account},
+    account::{Entry, Promise, Receiver, Tally, account, count},
     crowd::{Crowd, Order},
     joined, owed, publishers, settle,
     stage::{Setup, Stage, progress, wait_until},
@@ -254,20 +254,10 @@ fn write_group(
     receivers: &[Receiver],
     ends: &BTreeMap<&'static str, u64>,
 ) {
-    let count = |is_meant: fn(&Entry) -> bool| -> usize {
-        let counts = receivers.iter().map(|receiver| {
-            receiver
-                .entries
-                .iter()
-                .filter(|entry| is_meant(entry))
-                .count()
-        });
-        counts.sum()
-    };
-    let cut = count(|entry| matches!(entry, Entry::Cut { .. }));
-    let recovered = count(|entry| matches!(entry, Entry::Recovered { .. }));
-    let joined = count(|entry| matches!(entry, Entry::Joined { .. }));
-    let arrived = count(|entry| matches!(entry, Entry::Arrived { .. }));
+    let cut = count(receivers, |entry| matches!(entry, Entry::Cut { .. }));
+    let recovered = count(receivers, |entry| matches!(entry, Entry::Recovered { .. }));
+    let joined = count(receivers, |entry| matches!(entry, Entry::Joined { .. }));
+    let arrived = count(receivers, |entry| matches!(entry, Entry::Arrived { .. }));
     let clients = receivers.len();
     // The first join of each client is not a return.
     let anew = joined.saturating_sub(clients);

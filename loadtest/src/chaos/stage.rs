@@ -70,6 +70,29 @@ impl Process {
         Ok(Self { child, name })
     }
 
+    /// Starts a server at a free port of this machine, and waits until it is there.
+    pub(super) fn listen(
+        name: &str,
+        log: &Path,
+        command: impl Fn(SocketAddr) -> anyhow::Result<Command>,
+        is_there: impl Fn(SocketAddr) -> bool,
+    ) -> anyhow::Result<(Self, SocketAddr)> {
+        // The port was free a moment ago. If something else has taken it, another one will do.
+        for _ in 0..5 {
+            let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+            let mut process = Self::start(name, &mut command(address)?, log)?;
+            let mut has_ended = false;
+            wait_until(name, || {
+                has_ended = process.has_ended()?;
+                Ok(has_ended || is_there(address))
+            })?;
+            if !has_ended {
+                return Ok((process, address));
+            }
+        }
+        bail!("{name} does not start: see {}", log.display())
+    }
+
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -367,29 +390,20 @@ impl Stage {
         name: &str,
         change: impl Fn(&mut Command, u16) -> anyhow::Result<()>,
     ) -> anyhow::Result<(Process, SocketAddr)> {
-        // The port was free a moment ago. If something else has taken it, another one will do.
-        for _ in 0..5 {
-            let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-            let folder = self.folder.join(name);
-            fs::create_dir_all(&folder)?;
+        let folder = self.folder.join(name);
+        fs::create_dir_all(&folder)?;
+        let start = |address: SocketAddr| {
             let mut command = command("redis-server");
             command
                 .args(["--bind", "127.0.0.1", "--save", "", "--dir"])
                 .arg(&folder)
                 .args(["--port", &address.port().to_string()]);
             change(&mut command, address.port())?;
-            let log = self.folder.join(format!("{name}.log"));
-            let mut process = Process::start(name, &mut command, &log)?;
-            let mut is_taken = false;
-            wait_until(name, || {
-                is_taken = process.has_ended()?;
-                Ok(is_taken || ask(address, &redis::cmd("PING")).is_ok())
-            })?;
-            if !is_taken {
-                return Ok((process, address));
-            }
-        }
-        bail!("{name} does not start: see {}", self.folder.display())
+            Ok(command)
+        };
+        let log = self.folder.join(format!("{name}.log"));
+        let is_there = |address: SocketAddr| ask(address, &redis::cmd("PING")).is_ok();
+        Process::listen(name, &log, start, is_there)
     }
 
     /// Has the proxies lead new connections to another Redis.

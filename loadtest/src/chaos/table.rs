@@ -14,8 +14,6 @@ pub(super) struct Row {
     number: u32,
     fault: &'static str,
     of: Of,
-    /// In place of figures.
-    note: &'static str,
     tally: Tally,
     metrics: BTreeSet<String>,
 }
@@ -23,8 +21,8 @@ pub(super) struct Row {
 /// Whose account a row is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Of {
-    /// Nobody's: the fault was not caused.
-    Nobody,
+    /// Nobody's: this machine cannot cause the fault, for this reason.
+    Nobody(&'static str),
     /// Clients of Roomcast.
     Clients(Mode),
     /// Clients of a server of Node.js that is a member of the cluster.
@@ -39,19 +37,6 @@ impl Row {
             number: fault.number,
             fault: fault.name,
             of,
-            note: "",
-            tally: Tally::default(),
-            metrics: BTreeSet::new(),
-        }
-    }
-
-    /// A fault that this machine cannot cause.
-    pub(super) fn not_run(fault: &Fault, note: &'static str) -> Self {
-        Self {
-            number: fault.number,
-            fault: fault.name,
-            of: Of::Nobody,
-            note,
             tally: Tally::default(),
             metrics: BTreeSet::new(),
         }
@@ -59,7 +44,7 @@ impl Row {
 
     fn mode(&self) -> &'static str {
         match self.of {
-            Of::Nobody => self.note,
+            Of::Nobody(reason) => reason,
             Of::Clients(mode) => mode.name(),
             Of::Member(mode) => mode.name_at_member(),
             Of::NodeJs(name) => name,
@@ -249,7 +234,6 @@ mod tests {
             number,
             fault: "it rains",
             of: Of::Clients(mode),
-            note: "",
             tally,
             metrics: BTreeSet::from(["up".to_owned()]),
         }

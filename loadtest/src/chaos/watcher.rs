@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     sync::{
         Arc,
@@ -169,17 +168,7 @@ fn get(node: SocketAddr, path: &str) -> Option<http::Answer> {
     let mut stream = TcpStream::connect_timeout(&node, PATIENCE).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {node}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).ok()?;
-    let (mut bytes, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
-    loop {
-        let count = stream.read(&mut buffer).ok()?;
-        bytes.extend_from_slice(&buffer[..count]);
-        match http::read(&bytes, count == 0) {
-            http::Read::Whole(answer) => return Some(answer),
-            http::Read::Partial if count > 0 => {}
-            _ => return None,
-        }
-    }
+    http::exchange(&mut stream, request.as_bytes()).ok()
 }
 
 const INTERVAL: Duration = Duration::from_millis(250);

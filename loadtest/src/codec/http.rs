@@ -1,5 +1,10 @@
 //! Enough of HTTP/1.1 for a polling client: writes requests and parses responses incrementally.
 
+use std::{
+    io::{self, ErrorKind, Read as _, Write as _},
+    net::TcpStream,
+};
+
 /// A complete response at the start of a buffer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
@@ -59,6 +64,21 @@ pub(crate) fn read(bytes: &[u8], has_ended: bool) -> Read {
         is_kept: head.is_kept,
         end: head_end + length,
     })
+}
+
+/// Sends a request and reads the response. A response that is not HTTP is `InvalidData`.
+pub(crate) fn exchange(stream: &mut TcpStream, request: &[u8]) -> io::Result<Answer> {
+    stream.write_all(request)?;
+    let (mut bytes, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
+    loop {
+        let count = stream.read(&mut buffer)?;
+        bytes.extend_from_slice(&buffer[..count]);
+        match read(&bytes, count == 0) {
+            Read::Whole(answer) => return Ok(answer),
+            Read::Partial if count > 0 => {}
+            _ => return Err(ErrorKind::InvalidData.into()),
+        }
+    }
 }
 
 /// Returns the offset behind the head of an HTTP message, or `None` while it is incomplete.

@@ -4,7 +4,7 @@ use std::{cmp::Reverse, process::Command};
 
 use super::Drive;
 use crate::{
-    clock::{Nanos, SECOND, span},
+    clock::{Nanos, SECOND, around, backoff, span},
     population::State,
     swarm::End,
 };
@@ -109,10 +109,8 @@ impl Drive<'_> {
             } else {
                 0
             };
-            // Back-off of the official client: one second, doubled per failure up to five, with
-            // jitter.
-            let delay = (SECOND << (*attempts).min(3)).min(5 * SECOND);
-            let at = now + around(delay, &mut self.random);
+            let delay = backoff(u32::from(*attempts), &mut self.random);
+            let at = now + delay;
             self.returns.push(Reverse((at, client)));
         }
         while let Some(Reverse((at, client))) = self.returns.peek().copied() {
@@ -151,9 +149,4 @@ fn first_after(now: Nanos, rate: f64) -> Nanos {
     } else {
         Nanos::MAX
     }
-}
-
-/// A random time between 0.5 and 1.5 of `span`.
-fn around(span: Nanos, random: &mut fastrand::Rng) -> Nanos {
-    span / 2 + random.u64(..span.max(1))
 }

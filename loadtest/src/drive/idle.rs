@@ -22,7 +22,7 @@ impl Drive<'_> {
         };
         self.open_all(0..first)?;
         self.run.settle(&mut self.population)?;
-        self.run.servers.before();
+        self.run.observed.servers.before();
         let kernel_before = system::kernel_bytes().unwrap_or(0);
         self.open_all(first..all)?;
         self.check_members()?;
@@ -32,7 +32,7 @@ impl Drive<'_> {
         self.hold()?;
         let kernel = system::kernel_bytes().unwrap_or(0);
         let outcome = &mut self.run.outcome;
-        if self.run.servers.hide_growth() {
+        if self.run.observed.servers.hide_growth() {
             outcome.limit(USED_BEFORE);
         }
         outcome.set("connections", members);
@@ -42,7 +42,7 @@ impl Drive<'_> {
         if broadcasts > 0 {
             self.broadcast(broadcasts)?;
             self.run.settle(&mut self.population)?;
-            let after = self.run.servers.sum();
+            let after = self.run.observed.servers.sum();
             self.run
                 .outcome
                 .set("server rss bytes after traffic", after.rss_bytes);

@@ -60,7 +60,7 @@ impl Drive<'_> {
 
     fn speak_at_rate(&mut self, rate: f64, now: Nanos) -> anyhow::Result<Nanos> {
         self.population.finished.clear();
-        let due = |beat: &Beat| beat.start + (beat.sent as f64 / rate * SECOND as f64) as Nanos;
+        let due = |beat: &Beat| clock::due(beat.start, beat.sent, rate);
         for _ in 0..MOST_PER_TURN {
             let time = due(&self.beat);
             // Messages that wait for the emitter count as late, like those that wait for us.

@@ -191,22 +191,13 @@ pub(super) fn run(options: &Echo) -> anyhow::Result<Outcome> {
         |rate| format!("{rate} requests per second"),
     );
     let outcome = &mut run.outcome;
-    for (name, value) in [
-        ("clients", count.to_string()),
-        (
-            "event",
-            if asking.echoes { "echo" } else { "rooms" }.to_owned(),
-        ),
-        ("pace", pace),
-    ] {
-        outcome.settings.insert(name.to_owned(), value);
-    }
+    outcome.setting("clients", &count);
+    outcome.setting("event", &if asking.echoes { "echo" } else { "rooms" });
+    outcome.setting("pace", &pace);
     outcome.set("connections", (asking.connected - asking.gone) as u64);
     outcome.time("echo", &asking.latency);
     outcome.time("connect", &asking.connect);
-    for (name, count) in &asking.ends {
-        outcome.ends.insert((*name).to_owned(), *count);
-    }
+    outcome.add_ends(&asking.ends);
     let clients = asking.clients;
     outcome.ledger = asking.ledger.close(|client| clients[client].next);
     Ok(run.finish())
@@ -294,7 +285,7 @@ fn traffic(
         }
         let mut next = (now + TURN).min(end);
         while let Some(rate) = rate {
-            let due = start + (sent as f64 / rate * SECOND as f64) as Nanos;
+            let due = clock::due(start, sent, rate);
             if due > now {
                 next = next.min(due);
                 break;

@@ -90,28 +90,22 @@ pub(super) fn run(options: &Joins) -> anyhow::Result<Outcome> {
     open_all(&mut run, &mut members, common.opening as usize)?;
     run.settle(&mut members)?;
     run.gate.pass()?;
-    match options.hold {
-        Some(hold) => come_and_go(&mut run, &mut members, rooms, options.rate, hold)?,
-        None => stay(&mut run, &mut members, rooms)?,
-    }
     if let Some(hold) = options.hold {
+        come_and_go(&mut run, &mut members, rooms, options.rate, hold)?;
         rest(&mut run, &mut members, LINGER)?;
         run.end_window();
         run.outcome.set("joins and leaves", members.left as u64);
-        run.outcome
-            .settings
-            .insert("held".to_owned(), format!("{hold:?}"));
+        run.outcome.setting("held", &format!("{hold:?}"));
         run.outcome.ledger.lost = (2 * rooms - members.joined - members.left) as u64;
     } else {
+        stay(&mut run, &mut members, rooms)?;
         run.begin_window();
         run.enter("holding", None);
         rest(&mut run, &mut members, common.duration)?;
         run.end_window();
         run.outcome.ledger.lost = (rooms - members.joined) as u64;
     }
-    run.outcome
-        .settings
-        .insert("rooms".to_owned(), rooms.to_string());
+    run.outcome.setting("rooms", &rooms);
     run.outcome
         .set("connections", (members.connected - members.gone) as u64);
     run.outcome.ledger.arrived = (members.joined + members.left) as u64;

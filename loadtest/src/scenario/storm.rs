@@ -7,7 +7,7 @@ use anyhow::bail;
 
 use super::rooms::{part_of_rate, share};
 use crate::{
-    clock::{self, Nanos, SECOND, span},
+    clock::{self, Nanos, span},
     codec::packet::Packet,
     histogram::Histogram,
     options::Storm,
@@ -61,11 +61,7 @@ impl Sink for Arrivals {
 
 pub(super) fn run(options: &Storm) -> anyhow::Result<Outcome> {
     let common = &options.common;
-    let keep = if options.keep == 0 {
-        0
-    } else {
-        share(options.keep, common)
-    };
+    let keep = share(options.keep, common);
     let opening = common.opening as usize;
     let seats = opening + keep;
     let mut run = Run::new("storm", common, seats)?;
@@ -91,14 +87,10 @@ pub(super) fn run(options: &Storm) -> anyhow::Result<Outcome> {
         |rate| format!("{rate} per second"),
     );
     let outcome = &mut run.outcome;
-    outcome.settings.insert("pace".to_owned(), pace);
-    outcome
-        .settings
-        .insert("kept open".to_owned(), keep.to_string());
+    outcome.setting("pace", &pace);
+    outcome.setting("kept open", &keep);
     outcome.time("connect", &arrivals.connect);
-    for (name, count) in &arrivals.ends {
-        outcome.ends.insert((*name).to_owned(), *count);
-    }
+    outcome.add_ends(&arrivals.ends);
     Ok(run.finish())
 }
 
@@ -130,9 +122,7 @@ fn storm(
         }
         let mut next = now + TURN;
         while arrivals.pending < opening {
-            let due = rate.map_or(now, |rate| {
-                start + (begun as f64 / rate * SECOND as f64) as Nanos
-            });
+            let due = rate.map_or(now, |rate| clock::due(start, begun, rate));
             if due > now {
                 next = next.min(due);
                 break;

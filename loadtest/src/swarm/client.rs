@@ -72,6 +72,14 @@ pub(super) struct Context<'a> {
     pub(super) volume: &'a mut Volume,
 }
 
+/// What was received, beside its bytes, and where it leads.
+struct Heard<'r, 'c, S> {
+    context: &'r mut Context<'c>,
+    replies: &'r mut Replies,
+    sink: &'r mut S,
+    now: Nanos,
+}
+
 /// Splits an event's token into the client's index and the rest, which the client checks.
 pub(super) fn of_token(token: u64) -> (usize, u64) {
     ((token >> 32) as usize, token & 0xffff_ffff)
@@ -203,13 +211,19 @@ impl Client {
             }
             let bytes = &buffer[..filled.bytes];
             context.volume.received_bytes += bytes.len() as u64;
+            let mut heard = Heard {
+                context,
+                replies,
+                sink,
+                now,
+            };
             if slot == WEBSOCKET {
-                self.read_websocket(bytes, now, context, replies, sink)?;
+                self.read_websocket(bytes, &mut heard)?;
                 if filled.has_ended {
                     return Err(End::Closed);
                 }
             } else {
-                self.read_http(slot, bytes, filled.has_ended, now, context, replies, sink)?;
+                self.read_http(slot, bytes, filled.has_ended, &mut heard)?;
             }
             if !replies.ends.is_empty() {
                 let sent = self.send(context, replies.iter());
@@ -226,10 +240,7 @@ impl Client {
     fn read_websocket(
         &mut self,
         bytes: &[u8],
-        now: Nanos,
-        context: &mut Context<'_>,
-        replies: &mut Replies,
-        sink: &mut impl Sink,
+        heard: &mut Heard<'_, '_, impl Sink>,
     ) -> Result<(), End> {
         let mut rest = bytes;
         if self.is_awaiting_upgrade() {
@@ -239,10 +250,10 @@ impl Client {
             };
             let head = self.check_upgrade(&rest[..head_end])?;
             if let Some(node) = &head.node {
-                sink.led_to(self.index, node);
+                heard.sink.led_to(self.index, node);
             }
             rest = &rest[head_end..];
-            self.begin_on_websocket(context)?;
+            self.begin_on_websocket(heard.context)?;
         }
         while !rest.is_empty() {
             match websocket::scan(rest) {
@@ -252,7 +263,7 @@ impl Client {
                     payload_start,
                     end,
                 } => {
-                    self.message(&rest[payload_start..end], now, context, replies, sink)?;
+                    self.message(&rest[payload_start..end], heard)?;
                     rest = &rest[end..];
                 }
                 Scan::Frame {
@@ -262,7 +273,7 @@ impl Client {
                     end,
                 } => {
                     let payload = &rest[payload_start..end];
-                    self.other_frame(opcode, is_final, payload, now, context, replies, sink)?;
+                    self.other_frame(opcode, is_final, payload, heard)?;
                     rest = &rest[end..];
                 }
                 Scan::Partial(_) => {
@@ -277,19 +288,12 @@ impl Client {
         Ok(())
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a frame and what its reading needs"
-    )]
     fn other_frame(
         &mut self,
         opcode: u8,
         is_final: bool,
         payload: &[u8],
-        now: Nanos,
-        context: &mut Context<'_>,
-        replies: &mut Replies,
-        sink: &mut impl Sink,
+        heard: &mut Heard<'_, '_, impl Sink>,
     ) -> Result<(), End> {
         match opcode {
             websocket::TEXT | websocket::CONTINUATION => {
@@ -299,18 +303,18 @@ impl Client {
                 self.fragments.extend_from_slice(payload);
                 if is_final {
                     let message = std::mem::take(&mut self.fragments);
-                    self.message(&message, now, context, replies, sink)?;
+                    self.message(&message, heard)?;
                 }
                 Ok(())
             }
             websocket::PING => {
                 let mut pong = Vec::new();
                 websocket::write(&mut pong, websocket::PONG, payload);
-                self.send_on(WEBSOCKET, context, &pong)
+                self.send_on(WEBSOCKET, heard.context, &pong)
             }
             websocket::PONG => Ok(()),
             websocket::BINARY => {
-                sink.nonsense(self.index);
+                heard.sink.nonsense(self.index);
                 Ok(())
             }
             websocket::CLOSE => Err(End::Closed),
@@ -320,19 +324,12 @@ impl Client {
         }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "an answer and what its reading needs"
-    )]
     fn read_http(
         &mut self,
         slot: usize,
         bytes: &[u8],
         has_ended: bool,
-        now: Nanos,
-        context: &mut Context<'_>,
-        replies: &mut Replies,
-        sink: &mut impl Sink,
+        heard: &mut Heard<'_, '_, impl Sink>,
     ) -> Result<(), End> {
         let Some(polling) = &mut self.polling else {
             return Ok(());
@@ -368,73 +365,63 @@ impl Client {
         }
         if slot == POSTS {
             polling.is_posting = false;
-            self.post(context)?;
+            self.post(heard.context)?;
         } else {
             polling.is_polling = false;
             for message in packet::split_payload(&answer.body) {
-                self.message(message, now, context, replies, sink)?;
+                self.message(message, heard)?;
             }
-            self.poll(context)?;
+            self.poll(heard.context)?;
         }
-        self.take_over(context, now, replies, sink)
+        self.take_over(heard)
     }
 
     /// Handles one Engine.IO packet.
-    fn message(
-        &mut self,
-        message: &[u8],
-        now: Nanos,
-        context: &mut Context<'_>,
-        replies: &mut Replies,
-        sink: &mut impl Sink,
-    ) -> Result<(), End> {
+    fn message(&mut self, message: &[u8], heard: &mut Heard<'_, '_, impl Sink>) -> Result<(), End> {
         match message {
-            [b'4', rest @ ..] => self.packet(rest, now, context, replies, sink),
+            [b'4', rest @ ..] => self.packet(rest, heard),
             b"2" => {
-                replies.packet(|out| out.push(b'3'));
+                heard.replies.packet(|out| out.push(b'3'));
                 Ok(())
             }
             b"3probe" => {
                 if let Some(polling) = &mut self.polling {
                     polling.probe = Probe::Answered;
                 }
-                self.take_over(context, now, replies, sink)
+                self.take_over(heard)
             }
             b"6" => Ok(()),
             b"1" => Err(End::Closed),
-            [b'0', opening @ ..] if self.stage == Stage::Opening => self.opened(opening, context),
+            [b'0', opening @ ..] if self.stage == Stage::Opening => {
+                self.opened(opening, heard.context)
+            }
             _ => {
-                sink.nonsense(self.index);
+                heard.sink.nonsense(self.index);
                 Ok(())
             }
         }
     }
 
-    fn packet(
-        &mut self,
-        bytes: &[u8],
-        now: Nanos,
-        context: &Context<'_>,
-        replies: &mut Replies,
-        sink: &mut impl Sink,
-    ) -> Result<(), End> {
-        let Some(packet) = packet::read(bytes, &context.dial.namespace) else {
-            sink.nonsense(self.index);
+    fn packet(&mut self, bytes: &[u8], heard: &mut Heard<'_, '_, impl Sink>) -> Result<(), End> {
+        let Some(packet) = packet::read(bytes, &heard.context.dial.namespace) else {
+            heard.sink.nonsense(self.index);
             return Ok(());
         };
         match packet.kind {
             Kind::Event | Kind::Ack | Kind::Binary => {
-                sink.packet(self.index, packet, now, replies);
+                heard
+                    .sink
+                    .packet(self.index, packet, heard.now, heard.replies);
                 Ok(())
             }
             Kind::Connect if self.stage == Stage::Connecting => {
                 self.stage = Stage::Connected;
-                sink.admitted(self.index, packet.body);
-                self.announce(context.dial.transport, now, replies, sink);
+                heard.sink.admitted(self.index, packet.body);
+                self.announce(heard);
                 Ok(())
             }
             Kind::Connect => {
-                sink.nonsense(self.index);
+                heard.sink.nonsense(self.index);
                 Ok(())
             }
             Kind::Disconnect => Err(End::Disconnected),
@@ -474,17 +461,12 @@ impl Client {
         self.send(context, [&connect[..]].into_iter())
     }
 
-    fn announce(
-        &mut self,
-        transport: Transport,
-        now: Nanos,
-        replies: &mut Replies,
-        sink: &mut impl Sink,
-    ) {
+    fn announce(&mut self, heard: &mut Heard<'_, '_, impl Sink>) {
+        let transport = heard.context.dial.transport;
         let has_arrived = transport == Transport::Polling || self.is_on_websocket;
         if self.stage == Stage::Connected && has_arrived && !self.has_announced {
             self.has_announced = true;
-            sink.connected(self.index, now, replies);
+            heard.sink.connected(self.index, heard.now, heard.replies);
         }
     }
 
@@ -535,13 +517,7 @@ impl Client {
     }
 
     /// Completes the upgrade once the probe is answered and no request is outstanding.
-    fn take_over(
-        &mut self,
-        context: &mut Context<'_>,
-        now: Nanos,
-        replies: &mut Replies,
-        sink: &mut impl Sink,
-    ) -> Result<(), End> {
+    fn take_over(&mut self, heard: &mut Heard<'_, '_, impl Sink>) -> Result<(), End> {
         let is_free = self.polling.as_ref().is_some_and(|polling| {
             polling.probe == Probe::Answered && !polling.is_polling && !polling.is_posting
         });
@@ -553,8 +529,8 @@ impl Client {
         self.links[POSTS] = None;
         self.is_on_websocket = true;
         let waiting = packet::split_payload(&polling.outbox).filter(|packet| !packet.is_empty());
-        self.send(context, [&b"5"[..]].into_iter().chain(waiting))?;
-        self.announce(context.dial.transport, now, replies, sink);
+        self.send(heard.context, [&b"5"[..]].into_iter().chain(waiting))?;
+        self.announce(heard);
         Ok(())
     }
 
