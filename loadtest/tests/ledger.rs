@@ -7,7 +7,7 @@ mod support;
 use std::net::TcpListener;
 
 use support::{
-    measure, run,
+    Ran, measure, run,
     server::{Behaviour, Fate, HONEST, Server},
     temporary,
 };
@@ -32,21 +32,26 @@ const SHORT: [&str; 4] = [
     "--payload=64",
 ];
 
-fn with<'a>(args: &[&'a str]) -> Vec<&'a str> {
-    args.iter().copied().chain(SHORT).collect()
+/// The command line of a short run: a scenario with its targets, and options.
+fn short<'a>(scenario: &[&'a str], options: &'a str) -> Vec<&'a str> {
+    let options = options.split_whitespace();
+    scenario
+        .iter()
+        .copied()
+        .chain(options)
+        .chain(SHORT)
+        .collect()
+}
+
+fn measured(scenario: &[&str], options: &str) -> Ran {
+    measure(&short(scenario, options))
 }
 
 #[test]
 fn every_mistake_of_a_server_is_counted_exactly() {
     let server = Server::start(FAULTY);
-    let scenario = [
-        "fan-out",
-        &server.address,
-        "--rooms=2",
-        "--members=6",
-        "--rate=200",
-    ];
-    let ran = measure(&with(&scenario));
+    let options = "--rooms=2 --members=6 --rate=200";
+    let ran = measured(&["fan-out", &server.address], options);
     assert_eq!(ran.status, Some(4), "{}", ran.said);
     let done = server.done();
     assert!(
@@ -75,14 +80,8 @@ fn every_mistake_of_a_server_is_counted_exactly() {
 #[test]
 fn an_honest_server_has_a_clean_ledger_and_every_delivery_is_a_sample() {
     let server = Server::start(HONEST);
-    let scenario = [
-        "fan-out",
-        &server.address,
-        "--members=5",
-        "--senders=2",
-        "--window=3",
-    ];
-    let ran = measure(&with(&scenario));
+    let options = "--members=5 --senders=2 --window=3";
+    let ran = measured(&["fan-out", &server.address], options);
     ran.assert_clean();
     assert_eq!(ran.samples("delivery") % 5, 0);
     assert_eq!(ran.samples("delivery"), ran.samples("last recipient") * 5);
@@ -101,32 +100,16 @@ fn mistakes_are_counted_across_redis_too() {
         },
         ..HONEST
     });
-    let redis = server.redis();
-    let scenario = [
-        "emitter",
-        &server.address,
-        "--redis",
-        &redis,
-        "--members=4",
-        "--flood=500",
-    ];
-    let ran = measure(&with(&scenario));
+    let scenario = ["emitter", &server.address, "--redis", &server.redis()];
+    let ran = measured(&scenario, "--members=4 --flood=500");
     assert_eq!(ran.status, Some(4), "{}", ran.said);
     assert_eq!((ran.tally("lost"), ran.tally("arrived")), (1, 4 * 500 - 1));
     assert_eq!((ran.tally("duplicated"), ran.tally("reordered")), (1, 1));
     assert_eq!(ran.count("messages taken by Redis"), 500);
     assert_eq!(ran.samples("delivery"), 4 * 500 - 1);
     let server = Server::start(HONEST);
-    let redis = server.redis();
-    let paced = [
-        "emitter",
-        &server.address,
-        "--redis",
-        &redis,
-        "--members=4",
-        "--rate=100",
-    ];
-    measure(&with(&paced)).assert_clean();
+    let scenario = ["emitter", &server.address, "--redis", &server.redis()];
+    measured(&scenario, "--members=4 --rate=100").assert_clean();
 }
 
 #[test]
@@ -140,15 +123,8 @@ fn mistakes_are_counted_behind_an_emitter_too() {
         },
         ..HONEST
     });
-    let emitter = server.emitter();
-    let scenario = [
-        "emitter",
-        &server.address,
-        "--emit-with",
-        &emitter,
-        "--members=4",
-    ];
-    let ran = measure(&with(&[&scenario[..], &["--flood=500"]].concat()));
+    let scenario = ["emitter", &server.address, "--emit-with", &server.emitter()];
+    let ran = measured(&scenario, "--members=4 --flood=500");
     assert_eq!(ran.status, Some(4), "{}", ran.said);
     assert_eq!((ran.tally("lost"), ran.tally("arrived")), (1, 4 * 501 - 1));
     assert_eq!((ran.tally("duplicated"), ran.count("emits")), (1, 500));
@@ -157,16 +133,8 @@ fn mistakes_are_counted_behind_an_emitter_too() {
     assert_eq!(server.done().emits, 501);
     assert!(ran.said.contains("emitter CPU per emit"), "{}", ran.said);
     let server = Server::start(HONEST);
-    let emitter = server.emitter();
-    let paced = [
-        "emitter",
-        &server.address,
-        "--emit-with",
-        &emitter,
-        "--members=4",
-        "--rate=100",
-    ];
-    let ran = measure(&with(&paced));
+    let scenario = ["emitter", &server.address, "--emit-with", &server.emitter()];
+    let ran = measured(&scenario, "--members=4 --rate=100");
     ran.assert_clean();
     assert!(ran.count("emits") > 0 && ran.tally("arrived") == 4 * server.done().emits);
 }
@@ -174,16 +142,8 @@ fn mistakes_are_counted_behind_an_emitter_too() {
 #[test]
 fn what_nobody_is_to_hear_is_emitted_and_not_owed() {
     let server = Server::start(HONEST);
-    let emitter = server.emitter();
-    let ran = measure(&with(&[
-        "emitter",
-        &server.address,
-        "--emit-with",
-        &emitter,
-        "--unheard",
-        "--members=2",
-        "--flood=5000",
-    ]));
+    let scenario = ["emitter", &server.address, "--emit-with", &server.emitter()];
+    let ran = measured(&scenario, "--unheard --members=2 --flood=5000");
     ran.assert_clean();
     assert_eq!((ran.tally("arrived"), ran.count("emits")), (2, 5000));
     assert!(ran.said.contains("emits per second"), "{}", ran.said);
@@ -210,14 +170,8 @@ fn an_emitter_that_fails_is_no_result() {
         ("sh -c 'read line; exit 9'", "exit status: 9"),
         (works_once.as_str(), "exited before its input was complete"),
     ] {
-        let (status, text) = run(&with(&[
-            "emitter",
-            &server.address,
-            "--emit-with",
-            emitter,
-            "--members=2",
-            "--flood=100000",
-        ]));
+        let scenario = ["emitter", &server.address, "--emit-with", emitter];
+        let (status, text) = run(&short(&scenario, "--members=2 --flood=100000"));
         assert_eq!(status, Some(1), "{text}");
         assert!(text.contains(said), "{text}");
     }
@@ -229,12 +183,12 @@ fn a_server_without_echo_is_asked_for_something_else() {
         echoes: false,
         ..HONEST
     });
-    let ran = measure(&with(&["echo", &server.address, "--clients=4"]));
+    let ran = measured(&["echo", &server.address], "--clients=4");
     ran.assert_clean();
     assert_eq!(ran.result["settings"]["event"], "rooms");
     assert!(ran.said.contains("no event `echo`"), "{}", ran.said);
     let server = Server::start(HONEST);
-    let ran = measure(&with(&["echo", &server.address, "--clients=4"]));
+    let ran = measured(&["echo", &server.address], "--clients=4");
     ran.assert_clean();
     assert_eq!(ran.result["settings"]["event"], "echo");
     assert!(ran.samples("echo") > 0);
@@ -246,12 +200,7 @@ fn a_run_that_did_not_get_all_its_members_says_so() {
         grants: |join| join % 4 != 3,
         ..HONEST
     });
-    let ran = measure(&with(&[
-        "fan-out",
-        &server.address,
-        "--members=8",
-        "--rate=20",
-    ]));
+    let ran = measured(&["fan-out", &server.address], "--members=8 --rate=20");
     assert_eq!(ran.status, Some(5), "{}", ran.said);
     assert!(ran.said.contains("only 6 of 8"), "{}", ran.said);
     assert!(ran.said.contains("the room is full"), "{}", ran.said);
@@ -262,7 +211,7 @@ fn a_run_that_did_not_get_all_its_members_says_so() {
         grants: |_| false,
         ..HONEST
     });
-    let ran = measure(&with(&["fan-out", &server.address, "--members=8"]));
+    let ran = measured(&["fan-out", &server.address], "--members=8");
     assert_eq!(ran.status, Some(1), "{}", ran.said);
     assert!(
         ran.said.contains("no client became a member"),
@@ -349,14 +298,9 @@ fn results_of_several_loaders_merge_compare_and_make_a_page() {
     let both = temporary("both.json");
     let page = temporary("page.html");
     let (json, html) = (format!("--json={one}"), format!("--html={page}"));
-    let scenario = [
-        "fan-out",
-        &server.address,
-        "--members=6",
-        "--rate=100",
-        &json,
-    ];
-    assert_eq!(run(&with(&scenario)).0, Some(4));
+    let scenario = ["fan-out", &server.address, &json];
+    let (status, said) = run(&short(&scenario, "--members=6 --rate=100"));
+    assert_eq!(status, Some(4), "{said}");
     let alone = std::fs::read_to_string(&one).unwrap();
     let alone: serde_json::Value = serde_json::from_str(&alone).unwrap();
 
@@ -388,16 +332,9 @@ fn several_processes_count_what_one_would_have_counted() {
     let server = Server::start(FAULTY);
     let page = temporary("page.html");
     let html = format!("--html={page}");
-    let scenario = [
-        "fan-out",
-        &server.address,
-        "--rooms=3",
-        "--members=6",
-        "--rate=150",
-        "--processes=2",
-        &html,
-    ];
-    let ran = measure(&with(&scenario));
+    let scenario = ["fan-out", &server.address, &html];
+    let options = "--rooms=3 --members=6 --rate=150 --processes=2";
+    let ran = measured(&scenario, options);
     assert_eq!(ran.status, Some(4), "{}", ran.said);
     let done = server.done();
     assert_eq!(ran.result["parts"], 2);

@@ -4,18 +4,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "../../emitter/tests/support/mod.rs"]
+mod redis;
 mod support;
 
 use std::{
     collections::BTreeSet,
     io::{BufRead as _, BufReader},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError, mpsc::channel},
     thread,
 };
 
+use redis::Redis;
 use support::{DEADLINE, Ran, measure, run, temporary};
 
 /// The program, with rooms for clients. Dropping it kills it.
@@ -74,52 +76,6 @@ impl Drop for Program {
     }
 }
 
-/// A Redis of its own. Dropping it kills it.
-struct Redis {
-    child: Child,
-    url: String,
-}
-
-impl Redis {
-    fn start() -> Self {
-        // The port was free a moment ago; should somebody else have taken it, another one will do.
-        for _ in 0..5 {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let port = listener.local_addr().unwrap().port();
-            drop(listener);
-            let mut child = Command::new("redis-server")
-                .args([
-                    "--bind",
-                    "127.0.0.1",
-                    "--save",
-                    "",
-                    "--port",
-                    &port.to_string(),
-                ])
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .spawn()
-                .expect("redis-server is installed");
-            let stdout = BufReader::new(child.stdout.take().unwrap());
-            let mut lines = stdout.lines().map_while(Result::ok);
-            if lines.any(|line| line.contains("Ready to accept connections")) {
-                thread::spawn(move || lines.for_each(drop));
-                let url = format!("redis://127.0.0.1:{port}");
-                return Self { child, url };
-            }
-            child.wait().unwrap();
-        }
-        panic!("redis-server does not start");
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn field(line: &str, name: &str) -> String {
     let (_, rest) = line.split_once(name).unwrap();
     rest.split_whitespace().next().unwrap().to_owned()
@@ -141,17 +97,21 @@ fn program() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_roomcast-loadtest")).with_file_name("roomcast")
 }
 
-/// Measures a fresh server for a second: the scenario and its own arguments.
-fn a_second_of(scenario: &str, args: &[&str]) -> Ran {
+/// Measures a fresh server for a second: the scenario and its own options.
+fn a_second_of(scenario: &str, options: &str) -> Ran {
     let server = Program::start(&[]);
-    let pid = server.pid();
-    let ran = measure(&[&[scenario, &server.address, &pid], &SHORT[..], args].concat());
+    let ran = measured(&[scenario, &server.address, &server.pid()], options);
     assert_eq!(ran.result["servers"][0]["name"], "roomcast", "{}", ran.said);
     assert!(ran.said.contains("server CPU"), "{}", ran.said);
     ran
 }
 
-const SHORT: [&str; 3] = ["--duration=1s", "--warm-up=200ms", "--grace=20s"];
+/// Measures for a second: a scenario with its targets, and its own options.
+fn measured(scenario: &[&str], options: &str) -> Ran {
+    let short = ["--duration=1s", "--warm-up=200ms", "--grace=20s"];
+    let options: Vec<_> = options.split_whitespace().collect();
+    measure(&[scenario, &short, &options].concat())
+}
 
 /// What `--help` prints.
 fn help(command: &[&str]) -> String {
@@ -187,21 +147,13 @@ fn the_readme_names_every_option() {
 #[test]
 fn broadcasts_reach_everybody_on_every_transport() {
     for transport in ["websocket", "polling", "upgrade"] {
-        let ran = a_second_of(
-            "fan-out",
-            &[
-                "--rooms=2",
-                "--members=10",
-                "--senders=2",
-                "--transport",
-                transport,
-            ],
-        );
+        let options = format!("--rooms=2 --members=10 --senders=2 --transport={transport}");
+        let ran = a_second_of("fan-out", &options);
         ran.assert_clean();
         assert!(ran.samples("delivery") > 0, "{}", ran.said);
         assert_eq!(ran.samples("connect"), 20);
     }
-    let paced = a_second_of("fan-out", &["--members=20", "--rate=100"]);
+    let paced = a_second_of("fan-out", "--members=20 --rate=100");
     paced.assert_clean();
     assert_eq!(
         paced.samples("delivery"),
@@ -211,11 +163,8 @@ fn broadcasts_reach_everybody_on_every_transport() {
 
 #[test]
 fn requests_are_answered() {
-    a_second_of("echo", &["--clients=10"]).assert_clean();
-    let paced = a_second_of(
-        "echo",
-        &["--clients=10", "--rate=200", "--transport=polling"],
-    );
+    a_second_of("echo", "--clients=10").assert_clean();
+    let paced = a_second_of("echo", "--clients=10 --rate=200 --transport=polling");
     paced.assert_clean();
     assert!(paced.tally("arrived") > 0);
 }
@@ -223,10 +172,8 @@ fn requests_are_answered() {
 #[test]
 fn a_storm_connects_and_leaves_nothing_behind() {
     for transport in ["websocket", "upgrade"] {
-        let ran = a_second_of(
-            "storm",
-            &["--keep=5", "--opening=10", "--transport", transport],
-        );
+        let options = format!("--keep=5 --opening=10 --transport={transport}");
+        let ran = a_second_of("storm", &options);
         ran.assert_clean();
         assert!(ran.count("connects") > 0, "{}", ran.said);
         assert_eq!(ran.result["ends"], serde_json::json!({}), "{}", ran.said);
@@ -235,7 +182,7 @@ fn a_storm_connects_and_leaves_nothing_behind() {
 
 #[test]
 fn idle_connections_have_a_size() {
-    let ran = a_second_of("idle", &["--connections=300", "--broadcasts=2"]);
+    let ran = a_second_of("idle", "--connections=300 --broadcasts=2");
     ran.assert_clean();
     assert_eq!(
         (ran.count("connections"), ran.count("connections counted")),
@@ -251,22 +198,21 @@ fn idle_connections_have_a_size() {
 
 #[test]
 fn members_that_never_read_are_no_members() {
-    let ran = a_second_of("slow", &["--members=12", "--stalled=4", "--rate=50"]);
+    let ran = a_second_of("slow", "--members=12 --stalled=4 --rate=50");
     ran.assert_clean();
     assert_eq!((ran.count("stalled"), ran.tally("arrived") % 8), (4, 0));
 }
 
 #[test]
 fn members_that_come_and_go_lose_nothing_while_they_are_there() {
-    let churn = a_second_of("churn", &["--members=20", "--moves=300", "--rate=200"]);
+    let churn = a_second_of("churn", "--members=20 --moves=300 --rate=200");
     churn.assert_clean();
     assert!(
         churn.count("leaves") > 0 && churn.count("joins") > 20,
         "{}",
         churn.said
     );
-    let jitter = ["--members=20", "--tears=30", "--away=100ms", "--rate=200"];
-    let jitter = a_second_of("jitter", &jitter);
+    let jitter = a_second_of("jitter", "--members=20 --tears=30 --away=100ms --rate=200");
     jitter.assert_clean();
     assert!(jitter.count("reconnects") > 0, "{}", jitter.said);
     assert!(jitter.samples("outage") > 0 && jitter.tally("missed_away") > 0);
@@ -275,22 +221,11 @@ fn members_that_come_and_go_lose_nothing_while_they_are_there() {
 #[test]
 fn a_soak_finds_everything_given_back() {
     let server = Program::start(&[]);
-    let (pid, gauge) = (
-        server.pid(),
-        format!(
-            "--gauge=http://{}/metrics#roomcast_sockets",
-            server.internal
-        ),
-    );
-    let soak = [
-        "--members=20",
-        "--moves=100",
-        "--tears=20",
-        "--away=100ms",
-        "--rate=100",
-    ];
-    let scenario = ["soak", &server.address, &pid, &gauge];
-    let ran = measure(&[&scenario, &SHORT[..], &soak].concat());
+    let metrics = format!("http://{}/metrics", server.internal);
+    let gauge = format!("--gauge={metrics}#roomcast_sockets");
+    let scenario = ["soak", &server.address, &server.pid(), &gauge];
+    let options = "--members=20 --moves=100 --tears=20 --away=100ms --rate=100";
+    let ran = measured(&scenario, options);
     ran.assert_clean();
     let descriptors = |name: &str| ran.count(&format!("server descriptors {name}"));
     assert!(descriptors("before") > 0);
@@ -321,21 +256,10 @@ fn clients_survive_a_restart_of_their_server() {
         program = program().display(),
         address = server.address,
     );
-    let scenario = [
-        "drain",
-        &server.address,
-        "--members=10",
-        "--rate=50",
-        "--run",
-        &command,
-    ];
-    let times = [
-        "--duration=8s",
-        "--warm-up=100ms",
-        "--at=200ms",
-        "--grace=20s",
-    ];
-    let ran = measure(&[&scenario[..], &times].concat());
+    let scenario = ["drain", &server.address, "--run", &command];
+    let options = "--members=10 --rate=50 --duration=8s --warm-up=100ms --at=200ms --grace=20s";
+    let options: Vec<_> = options.split(' ').collect();
+    let ran = measure(&[&scenario[..], &options].concat());
     if let Ok(pid) = std::fs::read_to_string(&started) {
         let _ = Command::new("kill").arg(pid.trim()).status();
     }
@@ -351,13 +275,13 @@ fn clients_survive_a_restart_of_their_server() {
 
 #[test]
 fn rooms_are_joined_and_left_or_kept() {
-    let ran = a_second_of("joins", &["--rooms=300", "--hold=50ms", "--rate=3000"]);
+    let ran = a_second_of("joins", "--rooms=300 --hold=50ms --rate=3000");
     ran.assert_clean();
     assert_eq!(ran.tally("arrived"), 600, "{}", ran.said);
     assert_eq!(ran.count("joins and leaves"), 300, "{}", ran.said);
     let figure = "server CPU per join and leave";
     assert!(ran.said.contains(figure), "{}", ran.said);
-    let ran = a_second_of("joins", &["--rooms=300"]);
+    let ran = a_second_of("joins", "--rooms=300");
     ran.assert_clean();
     assert_eq!(ran.tally("arrived"), 300, "{}", ran.said);
 }
@@ -365,13 +289,12 @@ fn rooms_are_joined_and_left_or_kept() {
 #[test]
 fn messages_from_outside_reach_a_room_on_one_node_of_a_sharded_cluster() {
     let redis = Redis::start();
-    let joined = format!("--redis={}", redis.url);
+    let joined = format!("--redis={}", redis.url());
     let start = || Program::start(&[&joined, "--redis-dialect=sharded-dynamic"]);
     let nodes = [start(), start()];
     let [one, other] = [&nodes[0].address, &nodes[1].address];
-    let emitter = ["emitter", one, other, "--redis", &redis.url, "--sharded"];
-    let rooms = ["--rooms=4", "--members=5", "--together", "--window=2"];
-    let ran = measure(&[&emitter[..], &rooms, &SHORT].concat());
+    let emitter = ["emitter", one, other, &joined, "--sharded"];
+    let ran = measured(&emitter, "--rooms=4 --members=5 --together --window=2");
     ran.assert_clean();
     // Each message goes to the node that has its room, and to no other.
     let taken = ran.count("messages taken by Redis");
@@ -382,36 +305,25 @@ fn messages_from_outside_reach_a_room_on_one_node_of_a_sharded_cluster() {
 #[test]
 fn a_cluster_hears_its_clients_and_emitters_from_everywhere() {
     let redis = Redis::start();
-    let joined = format!("--redis={}", redis.url);
+    let joined = format!("--redis={}", redis.url());
     let nodes = [Program::start(&[&joined]), Program::start(&[&joined])];
     let [one, other] = [&nodes[0], &nodes[1]];
-    let scenario = [
-        "cluster",
-        &one.address,
-        &other.address,
-        "--members=10",
-        "--rate=50",
-    ];
-    let ran = measure(&[&scenario, &SHORT[..], &[&one.pid(), &other.pid()]].concat());
+    let (first, second) = (one.pid(), other.pid());
+    let scenario = ["cluster", &one.address, &other.address, &first, &second];
+    let ran = measured(&scenario, "--members=10 --rate=50");
     ran.assert_clean();
     assert!(ran.samples("last recipient") > 0, "{}", ran.said);
     assert_eq!(ran.result["servers"].as_array().unwrap().len(), 2);
 
-    let emitter = [
-        "emitter",
-        &one.address,
-        &other.address,
-        "--redis",
-        &redis.url,
-    ];
+    let emitter = ["emitter", &one.address, &other.address, &joined];
     let flood = ["--members=20", "--flood=300", "--grace=20s"];
     let ran = measure(&[&emitter[..], &flood].concat());
     ran.assert_clean();
     assert_eq!(ran.tally("arrived"), 20 * 300, "{}", ran.said);
     assert_eq!(ran.samples("last recipient"), 300);
 
-    let process = format!("--process=Redis={}", redis.child.id());
-    let command = format!("{} emit - --redis {}", program().display(), redis.url);
+    let process = format!("--process=Redis={}", redis.pid());
+    let command = format!("{} emit - --redis {}", program().display(), redis.url());
     let emitter = ["emitter", &one.address, &other.address, &process];
     let emitter = [&emitter[..], &["--emit-with", &command], &flood].concat();
     let ran = measure(&emitter);
