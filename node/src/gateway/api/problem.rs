@@ -66,154 +66,73 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// The last part of the type, the title and the status.
-    /// 503 means that a later attempt may succeed without a change of the request.
-    /// If part of the work may be done already, the type states it, because the status cannot.
-    fn parts(self) -> (&'static str, &'static str, StatusCode) {
+    /// The last part of the type, and the title.
+    fn name_and_title(self) -> (&'static str, &'static str) {
         match self {
-            Self::Invalid => ("invalid", "The request is invalid", StatusCode::BAD_REQUEST),
-            Self::Unauthorized => (
-                "unauthorized",
-                "The key is missing or unknown",
-                StatusCode::UNAUTHORIZED,
-            ),
-            Self::Forbidden => (
-                "forbidden",
-                "The key does not permit this",
-                StatusCode::FORBIDDEN,
-            ),
-            Self::NotFound => (
-                "not-found",
-                "There is nothing at this path",
-                StatusCode::NOT_FOUND,
-            ),
-            Self::UnknownNamespace => (
-                "unknown-namespace",
-                "The namespace does not exist",
-                StatusCode::NOT_FOUND,
-            ),
-            Self::NoTokens => (
-                "no-tokens",
-                "No namespace asks for tokens",
-                StatusCode::NOT_FOUND,
-            ),
-            Self::MethodNotAllowed => (
-                "method-not-allowed",
-                "The path has another method",
-                StatusCode::METHOD_NOT_ALLOWED,
-            ),
-            Self::RequestTimeout => (
-                "request-timeout",
-                "The request did not arrive in time",
-                StatusCode::REQUEST_TIMEOUT,
-            ),
-            Self::InProgress => (
-                "in-progress",
-                "The same call is in progress",
-                StatusCode::CONFLICT,
-            ),
-            Self::TooLarge => (
-                "too-large",
-                "The body is too large",
-                StatusCode::PAYLOAD_TOO_LARGE,
-            ),
-            Self::MediaType => (
-                "media-type",
-                "The body is not JSON",
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            ),
+            Self::Invalid => ("invalid", "The request is invalid"),
+            Self::Unauthorized => ("unauthorized", "The key is missing or unknown"),
+            Self::Forbidden => ("forbidden", "The key does not permit this"),
+            Self::NotFound => ("not-found", "There is nothing at this path"),
+            Self::UnknownNamespace => ("unknown-namespace", "The namespace does not exist"),
+            Self::NoTokens => ("no-tokens", "No namespace asks for tokens"),
+            Self::MethodNotAllowed => ("method-not-allowed", "The path has another method"),
+            Self::RequestTimeout => ("request-timeout", "The request did not arrive in time"),
+            Self::InProgress => ("in-progress", "The same call is in progress"),
+            Self::TooLarge => ("too-large", "The body is too large"),
+            Self::MediaType => ("media-type", "The body is not JSON"),
             Self::KeyReused => (
                 "idempotency-key-reused",
                 "The idempotency key belongs to another call",
-                StatusCode::UNPROCESSABLE_ENTITY,
             ),
-            Self::TooManyAttempts => (
-                "too-many-attempts",
-                "Too many wrong keys",
-                StatusCode::TOO_MANY_REQUESTS,
-            ),
-            Self::Internal => (
-                "internal",
-                "The call failed",
-                StatusCode::INTERNAL_SERVER_ERROR,
-            ),
-            Self::Busy => (
-                "busy",
-                "Too many calls are in progress",
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-            Self::OtherNodes => (
-                "other-nodes",
-                "Other nodes were not reached",
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-            Self::Redis => (
-                "redis",
-                "Redis is not available",
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-            Self::Starting => (
-                "starting",
-                "The server is starting",
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-            Self::Full => (
-                "full",
-                "No more revocations can be remembered",
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-            Self::Timeout => (
-                "timeout",
-                "The call took too long",
-                StatusCode::GATEWAY_TIMEOUT,
-            ),
-            _ => self.parts_of_doors(),
-        }
-    }
-
-    /// The same for errors that only clients of doors get.
-    fn parts_of_doors(self) -> (&'static str, &'static str, StatusCode) {
-        match self {
+            Self::TooManyAttempts => ("too-many-attempts", "Too many wrong keys"),
+            Self::Internal => ("internal", "The call failed"),
+            Self::Busy => ("busy", "Too many calls are in progress"),
+            Self::OtherNodes => ("other-nodes", "Other nodes were not reached"),
+            Self::Redis => ("redis", "Redis is not available"),
+            Self::Starting => ("starting", "The server is starting"),
+            Self::Full => ("full", "No more revocations can be remembered"),
+            Self::Timeout => ("timeout", "The call took too long"),
             Self::Credentials => (
                 "credentials",
                 "The token or key is missing or not accepted",
-                StatusCode::UNAUTHORIZED,
             ),
-            Self::Origin => (
-                "origin",
-                "Pages of this origin may not use the server",
-                StatusCode::FORBIDDEN,
-            ),
-            Self::QueryTooLong => (
-                "query-too-long",
-                "The query is too long",
-                StatusCode::URI_TOO_LONG,
-            ),
-            Self::TooManyOpen => (
-                "too-many-open",
-                "Too many requests are open",
-                StatusCode::TOO_MANY_REQUESTS,
-            ),
-            Self::NotStored => (
-                "not-stored",
-                "The event was not stored",
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-            Self::Unconfirmed => (
-                "unconfirmed",
-                "The event may have been published",
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-            Self::Stopping => (
-                "stopping",
-                "The node accepts no more clients",
-                StatusCode::SERVICE_UNAVAILABLE,
-            ),
-            _ => (
-                "denied",
-                "The client may not do this",
-                StatusCode::FORBIDDEN,
-            ),
+            Self::Denied => ("denied", "The client may not do this"),
+            Self::Origin => ("origin", "Pages of this origin may not use the server"),
+            Self::QueryTooLong => ("query-too-long", "The query is too long"),
+            Self::TooManyOpen => ("too-many-open", "Too many requests are open"),
+            Self::NotStored => ("not-stored", "The event was not stored"),
+            Self::Unconfirmed => ("unconfirmed", "The event may have been published"),
+            Self::Stopping => ("stopping", "The node accepts no more clients"),
+        }
+    }
+
+    /// 503 means that a later attempt may succeed without a change of the request.
+    /// Where part of the work may be done already, the type says so, since the status
+    /// cannot.
+    fn status(self) -> StatusCode {
+        match self {
+            Self::Invalid => StatusCode::BAD_REQUEST,
+            Self::Unauthorized | Self::Credentials => StatusCode::UNAUTHORIZED,
+            Self::Forbidden | Self::Denied | Self::Origin => StatusCode::FORBIDDEN,
+            Self::NotFound | Self::UnknownNamespace | Self::NoTokens => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::InProgress => StatusCode::CONFLICT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::QueryTooLong => StatusCode::URI_TOO_LONG,
+            Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TooManyAttempts | Self::TooManyOpen => StatusCode::TOO_MANY_REQUESTS,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Busy
+            | Self::OtherNodes
+            | Self::Redis
+            | Self::Starting
+            | Self::Full
+            | Self::NotStored
+            | Self::Unconfirmed
+            | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 }
@@ -264,18 +183,18 @@ impl Problem {
     }
 
     pub(crate) fn status(&self) -> StatusCode {
-        self.kind.parts().2
+        self.kind.status()
     }
 
     /// The body, which is the same on each node.
     /// It has no id of a request and no time: with an idempotency key, another node may
     /// return it again, and a repetition has to get the same bytes.
     pub(crate) fn body(&self) -> Vec<u8> {
-        let (name, title, status) = self.kind.parts();
+        let (name, title) = self.kind.name_and_title();
         let body = Body {
             r#type: format!("urn:roomcast:problem:{name}"),
             title,
-            status: status.as_u16(),
+            status: self.status().as_u16(),
             detail: &self.detail,
             field: self.field.as_deref(),
             results: self.results.as_deref(),
