@@ -34,7 +34,7 @@ use super::{
     origins::Origins,
     policy::RoomPolicy,
     presence::Presence,
-    reload::{Preparing, Reloadable, Swap},
+    reload::{Preparing, Reloadable, prepared},
     rooms::Rooms,
     settings::NamespaceName,
     user_limit::UserLimit,
@@ -261,12 +261,11 @@ impl Reloadable for Policies {
             (Arc::clone(rooms), policy)
         });
         let policies: Vec<_> = policies.collect();
-        let swap: Swap = Box::new(move || {
+        prepared(Ok(move || {
             for (rooms, policy) in policies {
                 rooms.set_policy(policy);
             }
-        });
-        Box::pin(ready(Ok(swap)))
+        }))
     }
 }
 

@@ -3,14 +3,14 @@
 //! The defaults come from the library, so the help cannot differ from it. The library enforces the
 //! limits; this module only reads them.
 
-use std::{fmt, future::ready, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use clap::{Args, ValueEnum};
 use roomcast::{Limits, Rate, RatePolicy, Server};
 
 use super::{
     config::Config,
-    reload::{Preparing, Reloadable, Swap},
+    reload::{Preparing, Reloadable, prepared},
     user_limit::UserLimit,
     values::{self, ByteSize, Span},
 };
@@ -297,11 +297,10 @@ impl Reloadable for LiveLimits {
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
         let (server, limits) = (self.0.clone(), Limits::from(&config.limits));
         let (users, per_user) = (self.1.clone(), config.limits.max_sockets_per_user.0);
-        let swap: Swap = Box::new(move || {
+        prepared(Ok(move || {
             server.set_limits(&limits);
             users.set(per_user);
-        });
-        Box::pin(ready(Ok(swap)))
+        }))
     }
 }
 

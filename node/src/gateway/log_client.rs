@@ -27,7 +27,7 @@ use tracing::{Level, debug, enabled, trace};
 
 use super::{
     config::Config,
-    reload::{Preparing, Reloadable, Swap},
+    reload::{Preparing, Reloadable, prepared},
     session,
 };
 
@@ -313,8 +313,7 @@ impl Reloadable for LogClients {
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
         let (clients, server) = (self.0.clone(), self.1.clone());
         let names = config.operation.log_client.clone();
-        let swap: Swap = Box::new(move || clients.set(&server, &names));
-        Box::pin(std::future::ready(Ok(swap)))
+        prepared(Ok(move || clients.set(&server, &names)))
     }
 }
 

@@ -10,7 +10,6 @@
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
-    future::ready,
     io::{self, IsTerminal, Write as _},
     panic::{self, PanicHookInfo},
     sync::Arc,
@@ -23,7 +22,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 use super::{
     config::{Config, Operation},
     log_client,
-    reload::{Preparing, Reloadable, Swap},
+    reload::{Preparing, Reloadable, prepared},
 };
 
 /// Lines that may wait to be written. At 200 bytes each this is 3 MB, some seconds of a busy log.
@@ -57,8 +56,7 @@ impl Reloadable for LogLevel {
 
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
         let (set_filter, filter) = (Arc::clone(&self.0), filter(&config.operation));
-        let swap: Swap = Box::new(move || set_filter(filter));
-        Box::pin(ready(Ok(swap)))
+        prepared(Ok(move || set_filter(filter)))
     }
 }
 

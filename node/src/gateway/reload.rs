@@ -8,7 +8,7 @@
 //! All that can fail happens before the first swap, so a broken file changes nothing. Preparing may
 //! wait for others, such as the issuer of a set of keys, and a signal to stop ends it.
 
-use std::{collections::BTreeMap, env, pin::Pin};
+use std::{collections::BTreeMap, env, future::ready, pin::Pin};
 
 use prometheus::{IntCounterVec, Opts};
 use roomcast::Server;
@@ -21,6 +21,11 @@ pub(crate) type Swap = Box<dyn FnOnce() + Send>;
 
 /// A value that is being prepared.
 pub(crate) type Preparing<'a> = Pin<Box<dyn Future<Output = Result<Swap, String>> + 'a>>;
+
+/// A value that is prepared without waiting. `swap` puts it in force.
+pub(crate) fn prepared<'a>(swap: Result<impl FnOnce() + Send + 'static, String>) -> Preparing<'a> {
+    Box::pin(ready(swap.map(|swap| Box::new(swap) as Swap)))
+}
 
 /// A part of the program whose settings a reload can replace.
 pub(crate) trait Reloadable: Send + Sync {

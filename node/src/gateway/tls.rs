@@ -13,7 +13,6 @@
 //! seen days before.
 
 use std::{
-    future::ready,
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -26,7 +25,7 @@ use tracing::{info, warn};
 use super::{
     config::Config,
     relay,
-    reload::{Preparing, Reloadable, Swap},
+    reload::{Preparing, Reloadable, prepared},
     values::PemFile,
 };
 
@@ -268,11 +267,11 @@ impl Reloadable for Ports {
 
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
         let read = |tls: &Option<Tls>, port| Self::replacement(tls.as_ref(), port, &config.tls);
-        let prepared = read(&self.public, Port::Public).and_then(|public| {
+        prepared(read(&self.public, Port::Public).and_then(|public| {
             let internal = read(&self.internal, Port::Internal)?;
             let ports = [self.public.clone(), self.internal.clone()];
             let expiry = self.expiry.clone();
-            let swap: Swap = Box::new(move || {
+            Ok(move || {
                 for (tls, certificates) in ports.into_iter().zip([&public, &internal]) {
                     if let Some(tls) = tls {
                         // Only the existence of a certificate is checked.
@@ -280,10 +279,8 @@ impl Reloadable for Ports {
                     }
                 }
                 show(&expiry, &[public, internal].concat());
-            });
-            Ok(swap)
-        });
-        Box::pin(ready(prepared))
+            })
+        }))
     }
 }
 

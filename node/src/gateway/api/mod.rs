@@ -20,7 +20,7 @@ mod queries;
 mod revoke;
 mod settings;
 
-use std::{future::ready, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Router,
@@ -58,7 +58,7 @@ use super::{
     auth::Auth,
     config::Config,
     presence::Presence,
-    reload::{Preparing, Reloadable, Swap},
+    reload::{Preparing, Reloadable, prepared},
     traces::{self, Span as TraceSpan},
     values::{ByteSize, Span},
 };
@@ -355,8 +355,7 @@ impl Reloadable for Arc<Api> {
         // The listener is bound once, so its address needs a restart.
         settings.listen = self.current.lock().settings.listen;
         let (api, current) = (Self::clone(self), Arc::new(Current::new(settings)));
-        let swap: Swap = Box::new(move || *api.current.lock() = current);
-        Box::pin(ready(Ok(swap)))
+        prepared(Ok(move || *api.current.lock() = current))
     }
 }
 

@@ -27,7 +27,6 @@ mod turns;
 
 use std::{
     collections::BTreeMap,
-    future::ready,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -65,7 +64,7 @@ use super::{
     config::Config,
     log_client::{Client, FollowedClients, TARGET},
     operations::{self, Asks, Operation},
-    reload::{Preparing, Reloadable, Swap},
+    reload::{Preparing, Reloadable, prepared},
     session::SocketData,
     traces::{self, Span},
 };
@@ -547,13 +546,11 @@ impl Reloadable for Hooks {
 
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
         if !self.0.has_handlers {
-            return Box::pin(ready(Ok(Box::new(|| {}) as Swap)));
+            return prepared(Ok(|| {}));
         }
-        let prepared = self.replacement(&config.settings.hooks).map(|table| {
-            let hooks = self.clone();
-            Box::new(move || hooks.replace(&table)) as Swap
-        });
-        Box::pin(ready(prepared))
+        let hooks = self.clone();
+        let table = self.replacement(&config.settings.hooks);
+        prepared(table.map(|table| move || hooks.replace(&table)))
     }
 }
 

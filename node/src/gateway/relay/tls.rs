@@ -5,7 +5,7 @@
 //! authorities, then their certificates. Requests are signed with the key of the cluster, so nodes
 //! that relay need no certificate.
 
-use std::{fs, future::ready, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 use hyper_util::client::legacy::connect::HttpConnector;
 use parking_lot::RwLock;
@@ -19,7 +19,7 @@ use super::options::{RelayOptions, TlsName};
 use crate::gateway::{
     config::Config,
     outbound::{Connector, PeerTls},
-    reload::{Preparing, Reloadable, Swap},
+    reload::{Preparing, Reloadable, prepared},
     values::PemFile,
 };
 
@@ -98,16 +98,15 @@ impl Reloadable for NodeTls {
 
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
         let Some(current) = &self.settings else {
-            return Box::pin(ready(Ok(Box::new(|| {}) as Swap)));
+            return prepared(Ok(|| {}));
         };
-        let prepared = authorities(&config.relay).and_then(|settings| {
+        let current = Arc::clone(current);
+        prepared(authorities(&config.relay).and_then(|settings| {
             let settings = settings.ok_or(
                 "TLS between nodes cannot be switched off without a restart (relay_tls_ca)",
             )?;
-            let current = Arc::clone(current);
-            Ok(Box::new(move || *current.write() = settings) as Swap)
-        });
-        Box::pin(ready(prepared))
+            Ok(move || *current.write() = settings)
+        }))
     }
 }
 

@@ -3,12 +3,12 @@
 //! Connected sockets keep their limit of routes, and running requests their application.
 //! Everything else is in force from the next message or call.
 
-use std::{future::ready, sync::Arc};
+use std::sync::Arc;
 
 use super::{Application, Pakyow};
 use crate::gateway::{
     config::Config,
-    reload::{Preparing, Reloadable, Swap},
+    reload::{Preparing, Reloadable, prepared},
 };
 
 impl Reloadable for Arc<Pakyow> {
@@ -34,19 +34,18 @@ impl Reloadable for Arc<Pakyow> {
     fn prepare<'a>(&'a self, config: &'a Config) -> Preparing<'a> {
         // A door is neither opened nor closed by a reload.
         let Some(settings) = config.settings.doors.pakyow.clone() else {
-            return Box::pin(ready(Ok(Box::new(|| {}) as Swap)));
+            return prepared(Ok(|| {}));
         };
         let application = Application::new(&settings, &self.hooks);
-        let swap = application.map(|application| {
-            let pakyow = Self::clone(self);
-            Box::new(move || {
+        let pakyow = Self::clone(self);
+        prepared(application.map(|application| {
+            move || {
                 pakyow.registry.set_bounds(settings.bounds());
                 pakyow.application().retire();
                 *pakyow.application.write() = Arc::new(application);
                 *pakyow.settings.write() = Arc::new(settings);
                 pakyow.is_reloaded.notify_one();
-            }) as Swap
-        });
-        Box::pin(ready(swap))
+            }
+        }))
     }
 }

@@ -30,7 +30,7 @@ mod stream;
 mod throttle;
 mod time;
 
-use std::{collections::BTreeMap, future::ready, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -65,7 +65,7 @@ use super::{Door, DoorLimit, Doors, Granted, Reply};
 use crate::gateway::{
     config::Config,
     hooks::Hooks,
-    reload::{Preparing, Reloadable, Swap},
+    reload::{Preparing, Reloadable, prepared},
 };
 
 /// The largest body that the SDKs know the refusal of.
@@ -134,9 +134,7 @@ impl Reloadable for Arc<Syncano> {
         let before = self.live();
         let live = Live::new(&config.settings.doors.syncano, &self.fixed, Some(&before));
         let door = Self::clone(self);
-        let swap =
-            live.map(|live| -> Swap { Box::new(move || *door.live.write() = Arc::new(live)) });
-        Box::pin(ready(swap))
+        prepared(live.map(|live| move || *door.live.write() = Arc::new(live)))
     }
 }
 
