@@ -38,7 +38,7 @@ use super::{
     rooms::Rooms,
     settings::NamespaceName,
     user_limit::UserLimit,
-    values::{CookieName, Origin},
+    values::Origin,
 };
 
 /// Why there is no server.
@@ -133,7 +133,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
     if let Some(cors) = cors(&config.browser) {
         builder = builder.cors(cors);
     }
-    if let CookieName::Named(name) = &config.browser.cookie {
+    if let Some(name) = &config.browser.cookie.0 {
         builder = builder.cookie(Cookie {
             name: name.clone(),
             ..Cookie::default()

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use roomcast::{PrivateRooms, RedisConfig, emitter::Signing};
 
 use super::{
-    redis::{RedisOptions, RedisSetting},
+    redis::RedisOptions,
     values::{ByteSize, Span, Switch},
 };
 
@@ -75,10 +75,7 @@ pub(crate) enum PrivateRoomsBy {
 
 /// The settings of the bus, or none without Redis.
 pub(crate) fn redis(redis: &RedisOptions, cluster: &ClusterOptions) -> Option<RedisConfig> {
-    let RedisSetting::At(url) = &redis.redis else {
-        return None;
-    };
-    let mut config = RedisConfig::new(url.clone());
+    let mut config = RedisConfig::new(redis.redis.0.clone()?);
     config.prefix.clone_from(&redis.redis_prefix);
     config.dialect = redis.redis_dialect.into();
     config.stream = redis.stream().map(str::to_owned);

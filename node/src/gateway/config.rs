@@ -18,6 +18,7 @@ use std::{
     env,
     ffi::OsString,
     net::SocketAddr,
+    path::PathBuf,
 };
 
 use super::{
@@ -28,10 +29,10 @@ use super::{
     drain::DrainOptions,
     emit::EmitOptions,
     limits::LimitOptions,
-    log_client::ClientName,
+    log_client::client_name,
     logging::LogFormat,
     options,
-    redis::{RedisOptions, RedisSetting},
+    redis::RedisOptions,
     relay::RelayOptions,
     settings::{
         File, FileError, HistorySettings, JournalSettings, NamespaceName, RecoverySettings,
@@ -39,17 +40,14 @@ use super::{
     },
     tls::TlsOptions,
     token::TokenOptions,
-    values::{
-        self, ByteSize, ClientFolder, CookieName, LogFilter, Origin, ProxyNetwork, SettingsFile,
-        Span, Switch, Workers,
-    },
+    values::{self, ByteSize, LogFilter, OrOff, Origin, Span, Switch, Workers, or_off},
 };
 use clap::{
     Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
     error::ErrorKind, parser::ValueSource,
 };
 use clap_complete::Shell;
-use roomcast::{Drain, HistoryLimits, JournalLimits};
+use roomcast::{ClientFiles, Drain, HistoryLimits, JournalLimits};
 
 /// A Socket.IO server.
 ///
@@ -190,8 +188,8 @@ pub(crate) struct Source {
     /// The key of an option is its flag with underscores, such as ping_interval = "25s".
     /// Some settings exist only in the file, in sections.
     #[arg(long, value_name = "FILE", default_value = "off")]
-    #[arg(value_parser = values::settings_file)]
-    pub(crate) config: SettingsFile,
+    #[arg(value_parser = or_off(values::file))]
+    pub(crate) config: OrOff<PathBuf>,
 }
 
 /// The options of `roomcast demo`; the others have the defaults of `serve`.
@@ -234,8 +232,8 @@ pub(crate) struct Listen {
     /// in X-Forwarded-For that is not a proxy is the client's. Never list addresses from which
     /// clients connect directly, because they could then claim any address.
     #[arg(long, value_name = "NETWORK", value_delimiter = ',')]
-    #[arg(default_value = "off")]
-    pub(crate) trusted_proxies: Vec<ProxyNetwork>,
+    #[arg(default_value = "off", value_parser = or_off(values::proxy_network))]
+    pub(crate) trusted_proxies: Vec<OrOff<String>>,
 
     /// Header in which those proxies state the client's address; choose the one that they set,
     /// because they forward the other one unchanged
@@ -346,8 +344,8 @@ pub(crate) struct Bundles {
     /// Pages written for Node.js load /socket.io/socket.io.js from the server. The folder
     /// is `dist` of the npm package socket.io-client. It is read at startup.
     #[arg(long, value_name = "FOLDER", default_value = "off")]
-    #[arg(value_parser = values::client_files)]
-    pub(crate) client_files: ClientFolder,
+    #[arg(value_parser = or_off(values::client_files))]
+    pub(crate) client_files: OrOff<ClientFiles>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -373,7 +371,8 @@ pub(crate) struct Browser {
 
     /// Name of a cookie with the session id, for sticky sessions at a load balancer: `off` or NAME
     #[arg(long, value_name = "NAME", default_value = "off")]
-    pub(crate) cookie: CookieName,
+    #[arg(value_parser = or_off(values::cookie_name))]
+    pub(crate) cookie: OrOff<String>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -416,16 +415,12 @@ pub(crate) struct Operation {
     /// Clients whose every step is logged, regardless of the level: `off`, or ids, users and
     /// addresses, separated by commas
     ///
-    /// The id is that of a socket or of a connection. Events from and to these clients are logged
-    /// with their size; with roomcast::client=trace in the log level, also the first 1,024 bytes of
-    /// their arguments.
-    #[arg(
-        long,
-        value_name = "CLIENT",
-        value_delimiter = ',',
-        default_value = "off"
-    )]
-    pub(crate) log_client: Vec<ClientName>,
+    /// The id is that of a socket or of a connection. Events that they send and receive appear
+    /// with their size; with roomcast::client=trace in the log level, also the first 1,024
+    /// bytes of its arguments.
+    #[arg(long, value_name = "CLIENT", value_delimiter = ',')]
+    #[arg(default_value = "off", value_parser = or_off(client_name))]
+    pub(crate) log_client: Vec<OrOff<String>>,
 }
 
 impl Operation {
@@ -546,12 +541,7 @@ impl Config {
     /// The proxies that may name the address of a client.
     pub(crate) fn trusted_proxies(&self) -> Vec<String> {
         let networks = self.listen.trusted_proxies.iter();
-        networks
-            .filter_map(|network| match network {
-                ProxyNetwork::Off => None,
-                ProxyNetwork::Network(text) => Some(text.clone()),
-            })
-            .collect()
+        networks.filter_map(|network| network.0.clone()).collect()
     }
 
     /// Checks options that are valid one by one but not together.
@@ -583,7 +573,7 @@ impl Config {
                 let is_served = |name: &str| served.contains_key(name);
                 self.settings.presence.check(is_served)?;
                 self.settings.doors.fits(self)?;
-                self.relay.check(self.redis.redis != RedisSetting::Off)?;
+                self.relay.check(self.redis.redis.0.is_some())?;
                 self.redis.check()?;
                 cluster::check(&self.cluster)
             }
@@ -699,7 +689,7 @@ fn innermost(matches: &ArgMatches) -> &ArgMatches {
 
 /// Reads the file that the command line or the environment names.
 fn read_file(matches: &ArgMatches) -> Result<Option<File>, FileError> {
-    let file = innermost(matches).try_get_one::<SettingsFile>("config");
+    let file = innermost(matches).try_get_one::<OrOff<PathBuf>>("config");
     let file = file.ok().flatten().and_then(|file| file.0.clone());
     file.map(|path| File::read(&path, &serve_options()))
         .transpose()
@@ -760,7 +750,7 @@ mod tests {
         let config = Config::default();
         assert_eq!(config.listen.listen.to_string(), "127.0.0.1:3000");
         assert_eq!(config.listen.internal_listen.to_string(), "127.0.0.1:3001");
-        assert_eq!(config.listen.trusted_proxies, [ProxyNetwork::Off]);
+        assert_eq!(config.listen.trusted_proxies, [OrOff(None)]);
         assert_eq!(config.listen.proxy_protocol, Switch(false));
         assert_eq!(config.protocol.path, "/socket.io/");
         assert_eq!(config.protocol.namespace, ["/"]);
@@ -779,7 +769,7 @@ mod tests {
         assert_eq!(config.protocol.allow_eio3, Switch(false));
         assert_eq!(config.browser.cors_origin, [Origin::Off]);
         assert_eq!(config.browser.cors_allowed_headers, ["any"]);
-        assert_eq!(config.browser.cookie, CookieName::Off);
+        assert_eq!(config.browser.cookie, OrOff(None));
         assert_eq!(config.limits.max_outbox, ByteSize(64 << 20));
         assert_eq!(config.operation.workers, Workers::Cores);
         let operation = &config.operation;
@@ -804,7 +794,7 @@ mod tests {
         assert_eq!(config.protocol.ping_interval.0.as_millis(), 300);
         assert_eq!(config.protocol.max_payload, ByteSize(1 << 20));
         assert_eq!(config.browser.cors_origin.len(), 2);
-        assert_eq!(config.browser.cookie, CookieName::Named("io".into()));
+        assert_eq!(config.browser.cookie, OrOff(Some("io".into())));
         assert_eq!(config.protocol.parser, PacketParser::Msgpack);
         assert_eq!(config.operation.workers, Workers::Exactly(2));
         assert_eq!(config.operation.log_format, LogFormat::Json);

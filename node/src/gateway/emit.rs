@@ -25,10 +25,7 @@ use self::{
     outcome::{Failure, Tally, conclude},
     progress::Progress,
 };
-use super::{
-    redis::{RedisOptions, RedisSetting},
-    values::Span,
-};
+use super::{redis::RedisOptions, values::Span};
 
 /// Maximum number of messages that are published together.
 /// It limits the number of unconfirmed messages when the command fails.
@@ -201,7 +198,7 @@ fn run(options: &EmitOptions, tally: &mut Tally) -> Result<(), Failure> {
 
 impl EmitOptions {
     fn connect(&self) -> Result<blocking::Emitter, Failure> {
-        let RedisSetting::At(url) = &self.redis.redis else {
+        let Some(url) = &self.redis.redis.0 else {
             let problem =
                 "the address of Redis is missing: give it with --redis URL or ROOMCAST_REDIS";
             return Err(Failure::Usage(problem.to_owned()));

@@ -3,8 +3,6 @@
 //! The defaults come from the library, so the help cannot differ from it. The library enforces the
 //! limits; this module only reads them.
 
-use std::{fmt, str::FromStr};
-
 use clap::{Args, ValueEnum};
 use roomcast::{Limits, Rate, RatePolicy, Server};
 
@@ -12,7 +10,7 @@ use super::{
     config::Config,
     reload::{Preparing, Reloadable, prepared},
     user_limit::UserLimit,
-    values::{self, ByteSize, Span},
+    values::{self, ByteSize, OrOff, Span, or_off},
 };
 
 #[derive(Args, Clone, Debug)]
@@ -25,6 +23,7 @@ pub(crate) struct LimitOptions {
 
     /// Maximum of open connections from one address; more are refused: `off` or COUNT
     #[arg(long, value_name = "COUNT", default_value = "off")]
+    #[arg(value_parser = or_off(count))]
     pub(crate) max_connections_per_address: OrOff<usize>,
 
     /// Prefix length of IPv6 networks that count as one address, because each client has a whole
@@ -39,19 +38,23 @@ pub(crate) struct LimitOptions {
     /// A rate is the amount per second, optionally followed by a colon and the size of a burst: 100
     /// or 100:500. By default, the burst is the amount per second.
     #[arg(long, value_name = "RATE", default_value = "off")]
-    pub(crate) max_connect_rate: OrOff<CountRate>,
+    #[arg(value_parser = or_off(count_rate))]
+    pub(crate) max_connect_rate: OrOff<Rate>,
 
     /// Sockets of one user in a namespace of this node; more are refused: `off` or COUNT
     #[arg(long, value_name = "COUNT", default_value = "off")]
+    #[arg(value_parser = or_off(count))]
     pub(crate) max_sockets_per_user: OrOff<usize>,
 
     /// Events per second of one client: `off` or RATE, such as 20 or 20:100
     #[arg(long, value_name = "RATE", default_value = "off")]
-    pub(crate) max_event_rate: OrOff<CountRate>,
+    #[arg(value_parser = or_off(count_rate))]
+    pub(crate) max_event_rate: OrOff<Rate>,
 
     /// Bytes per second of one client's packets: `off` or RATE, such as 100kB or 100kB:1MB
     #[arg(long, value_name = "RATE", default_value = "off")]
-    pub(crate) max_byte_rate: OrOff<SizeRate>,
+    #[arg(value_parser = or_off(size_rate))]
+    pub(crate) max_byte_rate: OrOff<Rate>,
 
     /// Treatment of events beyond these rates: they are logged, dropped, or end the connection
     #[arg(long, value_name = "NAME", value_enum, default_value = "drop")]
@@ -203,69 +206,23 @@ impl From<Policy> for RatePolicy {
     }
 }
 
-/// A limit that need not exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct OrOff<T>(pub(crate) Option<T>);
-
-impl<T: Amount> FromStr for OrOff<T> {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "off" => Ok(Self(None)),
-            _ => T::parse(text)
-                .map(|amount| Self(Some(amount)))
-                .map_err(|error| format!("{error}, or `off`")),
-        }
-    }
+/// Parses a count that can be off.
+fn count(text: &str) -> Result<usize, String> {
+    values::count(text).map_err(|error| format!("{error}, or `off`"))
 }
 
-impl<T: fmt::Display> fmt::Display for OrOff<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Some(amount) => amount.fmt(f),
-            None => f.write_str("off"),
-        }
-    }
+/// Parses a rate of things that are counted: `20`, or `20:100` with a burst.
+fn count_rate(text: &str) -> Result<Rate, String> {
+    let count = |text: &str| text.parse().ok().filter(|number| *number > 0);
+    let rate = rate(text, count);
+    rate.ok_or_else(|| "expected a rate such as 20 or 20:100, or `off`".to_owned())
 }
 
-/// The value of a limit that can be off.
-pub(crate) trait Amount: Sized {
-    fn parse(text: &str) -> Result<Self, String>;
-}
-
-impl Amount for usize {
-    fn parse(text: &str) -> Result<Self, String> {
-        values::count(text)
-    }
-}
-
-/// A rate of things that are counted: `20`, or `20:100` with a burst.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CountRate(pub(crate) Rate);
-
-impl Amount for CountRate {
-    fn parse(text: &str) -> Result<Self, String> {
-        let count = |text: &str| text.parse().ok().filter(|number| *number > 0);
-        let rate = rate(text, count).ok_or("expected a rate such as 20 or 20:100")?;
-        Ok(Self(rate))
-    }
-}
-
-/// A rate of bytes: `100kB`, or `100kB:1MB` with a burst.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SizeRate(pub(crate) Rate);
-
-impl Amount for SizeRate {
-    fn parse(text: &str) -> Result<Self, String> {
-        let size = |text: &str| {
-            let size: ByteSize = text.parse().ok()?;
-            u32::try_from(size.0).ok()
-        };
-        let rate =
-            rate(text, size).ok_or("expected a rate below 4GiB such as 100kB or 100kB:1MB")?;
-        Ok(Self(rate))
-    }
+/// Parses a rate of bytes: `100kB`, or `100kB:1MB` with a burst.
+fn size_rate(text: &str) -> Result<Rate, String> {
+    let size = |text: &str| u32::try_from(text.parse::<ByteSize>().ok()?.0).ok();
+    rate(text, size)
+        .ok_or_else(|| "expected a rate below 4GiB such as 100kB or 100kB:1MB, or `off`".to_owned())
 }
 
 fn rate(text: &str, amount: impl Fn(&str) -> Option<u32>) -> Option<Rate> {
@@ -310,9 +267,9 @@ impl From<&LimitOptions> for Limits {
             connections: options.max_connections,
             connections_per_address: options.max_connections_per_address.0,
             ipv6_prefix: options.ipv6_prefix,
-            connect_rate: options.max_connect_rate.0.map(|rate| rate.0),
-            event_rate: options.max_event_rate.0.map(|rate| rate.0),
-            byte_rate: options.max_byte_rate.0.map(|rate| rate.0),
+            connect_rate: options.max_connect_rate.0,
+            event_rate: options.max_event_rate.0,
+            byte_rate: options.max_byte_rate.0,
             rate_policy: options.rate_policy.into(),
             sockets: options.max_sockets,
             outbox_bytes: options.max_outbox.0,
@@ -374,20 +331,12 @@ mod tests {
 
     #[test]
     fn a_rate_may_have_a_burst_or_be_off() {
-        let count = |text: &str| {
-            text.parse()
-                .map(|OrOff::<CountRate>(rate)| rate.map(|rate| rate.0))
-        };
-        assert_eq!(count("off"), Ok(None));
-        assert_eq!(count("20"), Ok(Some(Rate::per_second(20))));
-        assert_eq!(count("20:100"), Ok(Some(Rate::per_second(20).burst(100))));
-        let size = |text: &str| {
-            text.parse()
-                .map(|OrOff::<SizeRate>(rate)| rate.map(|rate| rate.0))
-        };
+        assert_eq!(or_off(count_rate)("off"), Ok(OrOff(None)));
+        assert_eq!(count_rate("20"), Ok(Rate::per_second(20)));
+        assert_eq!(count_rate("20:100"), Ok(Rate::per_second(20).burst(100)));
         assert_eq!(
-            size("1kB:2MB"),
-            Ok(Some(Rate::per_second(1_000).burst(2_000_000)))
+            size_rate("1kB:2MB"),
+            Ok(Rate::per_second(1_000).burst(2_000_000))
         );
         for wrong in [
             "",
@@ -400,12 +349,12 @@ mod tests {
             "5000000000",
             "of",
         ] {
-            let error = count(wrong).unwrap_err();
+            let error = count_rate(wrong).unwrap_err();
             assert_eq!(
                 error, "expected a rate such as 20 or 20:100, or `off`",
                 "{wrong}"
             );
-            assert!(size(wrong).is_err() || wrong == "1.5", "{wrong}");
+            assert!(size_rate(wrong).is_err() || wrong == "1.5", "{wrong}");
         }
     }
 }

@@ -14,7 +14,6 @@ use std::{
     collections::HashMap,
     fmt,
     net::IpAddr,
-    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -29,6 +28,7 @@ use super::{
     config::Config,
     reload::{Preparing, Reloadable, prepared},
     session,
+    values::OrOff,
 };
 
 /// The target of the lines, as it appears in their texts.
@@ -41,39 +41,17 @@ const MAX_ARGS: usize = 1024;
 /// Rooms that a line names.
 const MAX_ROOMS: usize = 32;
 
-/// A client to follow, or `off`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ClientName {
-    Off,
-    Named(String),
-}
-
-impl FromStr for ClientName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.trim() {
-            "off" => Ok(Self::Off),
-            name if !name.is_empty() && !name.contains(char::is_control) => {
-                Ok(Self::Named(name.to_owned()))
-            }
-            _ => Err("expected `off`, an id, a user or an address".to_owned()),
-        }
+/// Parses the name of a client to follow.
+pub(crate) fn client_name(text: &str) -> Result<String, String> {
+    match text.trim() {
+        name if !name.is_empty() && !name.contains(char::is_control) => Ok(name.to_owned()),
+        _ => Err("expected `off`, an id, a user or an address".to_owned()),
     }
 }
 
-impl fmt::Display for ClientName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Named(name) => name,
-        })
-    }
-}
-
-/// Whether any client is followed.
-pub(crate) fn is_any(names: &[ClientName]) -> bool {
-    names.iter().any(|name| *name != ClientName::Off)
+/// Whether anybody is to be followed.
+pub(crate) fn is_any(names: &[OrOff<String>]) -> bool {
+    names.iter().any(|name| name.0.is_some())
 }
 
 /// The clients that are followed. Cheap to clone.
@@ -96,10 +74,10 @@ struct State {
 }
 
 impl FollowedClients {
-    /// Replaces the clients that are followed. Connected clients are found at once.
-    pub(crate) fn set(&self, server: &Server, names: &[ClientName]) {
-        let names = names.iter().filter(|name| **name != ClientName::Off);
-        let names: Vec<_> = names.map(ToString::to_string).collect();
+    /// Replaces the clients that are followed. Those that are connected are looked for at once.
+    pub(crate) fn set(&self, server: &Server, names: &[OrOff<String>]) {
+        let names = names.iter().filter_map(|name| name.0.clone());
+        let names: Vec<_> = names.collect();
         let is_any = !names.is_empty();
         let mut state = self.0.state.lock();
         state.names = names;
@@ -323,11 +301,9 @@ mod tests {
 
     #[test]
     fn a_client_has_a_name_or_nobody_is_followed() {
-        let parse = |text: &str| text.parse::<ClientName>();
-        assert_eq!(parse("off"), Ok(ClientName::Off));
-        assert_eq!(parse(" ada "), Ok(ClientName::Named("ada".to_owned())));
-        assert!(parse(" ").is_err());
-        assert!(!is_any(&[ClientName::Off]));
-        assert!(is_any(&[ClientName::Off, parse("ada").unwrap()]));
+        assert_eq!(client_name(" ada "), Ok("ada".to_owned()));
+        assert!(client_name(" ").is_err());
+        assert!(!is_any(&[OrOff(None)]));
+        assert!(is_any(&[OrOff(None), OrOff(Some("ada".to_owned()))]));
     }
 }

@@ -3,12 +3,13 @@
 //!
 //! They are read here and turned into the library's types.
 
-use std::{fmt, str::FromStr};
-
 use clap::{Args, ValueEnum};
 use roomcast::emitter::{Dialect, KeysError, Mode, Parser, RedisUrl, Signing, SigningKeys};
 
-use super::relay::ClusterKey;
+use super::{
+    relay::ClusterKey,
+    values::{OrOff, or_off},
+};
 
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Redis")]
@@ -21,8 +22,8 @@ pub(crate) struct RedisOptions {
     /// connection uses TLS.
     #[arg(long, value_name = "URL", default_value = "off")]
     // The URL may contain a password, and the help shows values of the environment.
-    #[arg(hide_env_values = true)]
-    pub(crate) redis: RedisSetting,
+    #[arg(hide_env_values = true, value_parser = or_off(redis_url))]
+    pub(crate) redis: OrOff<RedisUrl>,
 
     /// Prefix of all channels and keys in Redis
     ///
@@ -83,7 +84,7 @@ impl RedisOptions {
         }
         SigningKeys::new(&self.redis_signing_key.0)
             .map_err(|error: KeysError| error.to_string())?;
-        if self.redis == RedisSetting::Off {
+        if self.redis.0.is_none() {
             return Err(
                 "--redis-signing-key needs --redis, over which messages are signed".to_owned(),
             );
@@ -106,34 +107,10 @@ impl RedisOptions {
     }
 }
 
-/// The address of Redis, or none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum RedisSetting {
-    Off,
-    At(RedisUrl),
-}
-
-impl FromStr for RedisSetting {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" {
-            return Ok(Self::Off);
-        }
-        match text.parse() {
-            Ok(url) => Ok(Self::At(url)),
-            Err(error) => Err(format!("expected `off` or a URL: {error}")),
-        }
-    }
-}
-
-impl fmt::Display for RedisSetting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Off => f.write_str("off"),
-            Self::At(url) => url.fmt(f),
-        }
-    }
+/// Parses the address of Redis.
+fn redis_url(text: &str) -> Result<RedisUrl, String> {
+    let url = text.parse::<RedisUrl>();
+    url.map_err(|error| format!("expected `off` or a URL: {error}"))
 }
 
 /// The dialects of Node's Redis adapters.
@@ -199,14 +176,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn redis_is_off_or_at_a_url_whose_password_is_not_shown() {
-        assert_eq!("off".parse(), Ok(RedisSetting::Off));
-        assert_eq!(RedisSetting::Off.to_string(), "off");
-        let url: RedisSetting = "redis://:secret@localhost:7000/3".parse().unwrap();
-        assert!(matches!(url, RedisSetting::At(_)));
-        assert!(!url.to_string().contains("secret"), "{url}");
+    fn redis_is_off_or_at_a_url() {
+        let read = or_off(redis_url);
+        assert_eq!(read("off"), Ok(OrOff(None)));
+        assert!(read("redis://:secret@localhost:7000/3").is_ok());
         for text in ["", "localhost", "http://localhost", "OFF"] {
-            let refusal = text.parse::<RedisSetting>().unwrap_err();
+            let refusal = read(text).unwrap_err();
             assert!(
                 refusal.starts_with("expected `off` or a URL: "),
                 "{refusal}"

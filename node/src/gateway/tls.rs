@@ -26,7 +26,7 @@ use super::{
     config::Config,
     relay,
     reload::{Preparing, Reloadable, prepared},
-    values::PemFile,
+    values::{self, OrOff, or_off},
 };
 
 /// The time before a certificate's expiry at which the log warns of it. Renewal is usual
@@ -38,47 +38,31 @@ const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 pub(crate) struct TlsOptions {
     /// TLS certificates of the port for clients: `off`, or PEM files separated by commas
     ///
-    /// Each file begins with the server's certificate, and its chain follows. A client gets the
-    /// certificate for the name that it requests, otherwise the first one. SIGHUP reloads the
-    /// files.
-    #[arg(
-        long,
-        value_name = "FILE",
-        value_delimiter = ',',
-        default_value = "off"
-    )]
-    pub(crate) tls_cert: Vec<PemFile>,
+    /// Each file begins with the server's certificate, and its chain follows. A client
+    /// gets the certificate for the name that it asks for, otherwise the first. SIGHUP
+    /// reads the files again.
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    #[arg(default_value = "off", value_parser = or_off(values::file))]
+    pub(crate) tls_cert: Vec<OrOff<PathBuf>>,
 
-    /// Their private keys in the same order: PEM files, or `off` if the files of --tls-cert contain
-    /// them
-    #[arg(
-        long,
-        value_name = "FILE",
-        value_delimiter = ',',
-        default_value = "off"
-    )]
-    pub(crate) tls_key: Vec<PemFile>,
+    /// Their private keys in the same order: files in PEM, or `off` if those of
+    /// --tls-cert contain them
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    #[arg(default_value = "off", value_parser = or_off(values::file))]
+    pub(crate) tls_key: Vec<OrOff<PathBuf>>,
 
     /// TLS certificates of the port for operators, and of the API's port if it has its own
     ///
     /// They have the form of --tls-cert, and SIGHUP reloads them. Processes of this
     /// machine may connect without TLS.
-    #[arg(
-        long,
-        value_name = "FILE",
-        value_delimiter = ',',
-        default_value = "off"
-    )]
-    pub(crate) internal_tls_cert: Vec<PemFile>,
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    #[arg(default_value = "off", value_parser = or_off(values::file))]
+    pub(crate) internal_tls_cert: Vec<OrOff<PathBuf>>,
 
     /// Their private keys, as with --tls-key
-    #[arg(
-        long,
-        value_name = "FILE",
-        value_delimiter = ',',
-        default_value = "off"
-    )]
-    pub(crate) internal_tls_key: Vec<PemFile>,
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    #[arg(default_value = "off", value_parser = or_off(values::file))]
+    pub(crate) internal_tls_key: Vec<OrOff<PathBuf>>,
 
     /// Oldest version of TLS that clients and operators may use
     #[arg(long, value_name = "VERSION", value_enum, default_value = "1.2")]
@@ -124,7 +108,7 @@ impl TlsOptions {
 
     /// The files of each certificate and its key. The error names options that do not fit together.
     fn pairs(&self, port: Port) -> Result<Vec<(PathBuf, PathBuf)>, String> {
-        let named = |files: &[PemFile]| {
+        let named = |files: &[OrOff<PathBuf>]| {
             let files = files.iter().filter_map(|file| file.0.clone());
             files.collect::<Vec<_>>()
         };

@@ -206,60 +206,41 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The name of the sticky-session cookie, or `off`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum CookieName {
-    Off,
-    Named(String),
-}
+/// The value of an option that can be off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OrOff<T>(pub(crate) Option<T>);
 
-impl FromStr for CookieName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" {
-            return Ok(Self::Off);
-        }
-        if !text.is_empty() && text.bytes().all(is_token_byte) {
-            return Ok(Self::Named(text.to_owned()));
-        }
-        Err("expected `off` or a cookie name of letters, digits, - and _".to_owned())
+/// A parser of `off` and of what `parse` reads, whose error names `off`, too.
+pub(crate) fn or_off<T>(
+    parse: fn(&str) -> Result<T, String>,
+) -> impl Fn(&str) -> Result<OrOff<T>, String> + Clone {
+    move |text| match text {
+        "off" => Ok(OrOff(None)),
+        text => parse(text).map(|value| OrOff(Some(value))),
     }
 }
 
-impl fmt::Display for CookieName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Named(name) => name,
-        })
+/// Parses the name of the sticky-session cookie.
+pub(crate) fn cookie_name(text: &str) -> Result<String, String> {
+    if !text.is_empty() && text.bytes().all(is_token_byte) {
+        return Ok(text.to_owned());
     }
+    Err("expected `off` or a cookie name of letters, digits, - and _".to_owned())
 }
 
-/// The client's bundles, read from a folder; none for `off`.
-#[derive(Clone, Debug)]
-pub(crate) struct ClientFolder(pub(crate) Option<ClientFiles>);
-
-/// Reads the client's bundles.
-pub(crate) fn client_files(text: &str) -> Result<ClientFolder, String> {
-    if text == "off" {
-        return Ok(ClientFolder(None));
-    }
-    let files = ClientFiles::from_directory(text).map_err(|error| error.to_string())?;
-    Ok(ClientFolder(Some(files)))
+/// Reads the client's bundles from a folder.
+pub(crate) fn client_files(text: &str) -> Result<ClientFiles, String> {
+    ClientFiles::from_directory(text).map_err(|error| error.to_string())
 }
 
-/// The file with settings; none for `off`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SettingsFile(pub(crate) Option<PathBuf>);
-
-/// Checks that the file can be read, so that an error names the flag or variable that it is from.
-pub(crate) fn settings_file(text: &str) -> Result<SettingsFile, String> {
-    if text == "off" {
-        return Ok(SettingsFile(None));
+/// Parses the name of a file, which must be readable, so that an error names the flag or variable
+/// that it is from. It is read where it is used, because a reload reads it again.
+pub(crate) fn file(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.contains(char::is_control) {
+        return Err("expected `off` or the name of a file".to_owned());
     }
     fs::File::open(text).map_err(|error| error.to_string())?;
-    Ok(SettingsFile(Some(text.into())))
+    Ok(text.into())
 }
 
 /// The levels of the log, for everything or per target.
@@ -367,56 +348,10 @@ pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| "expected ADDRESS:PORT, such as 0.0.0.0:3000 or [::]:3000".into())
 }
 
-/// A proxy that may name the addresses of clients: `off`, an address or a network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ProxyNetwork {
-    Off,
-    /// As the library reads it.
-    Network(String),
-}
-
-impl FromStr for ProxyNetwork {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" {
-            return Ok(Self::Off);
-        }
-        let network = TrustedProxies::new([text]).map(|_| Self::Network(text.to_owned()));
-        network.map_err(|error| error.to_string())
-    }
-}
-
-impl fmt::Display for ProxyNetwork {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Network(text) => text,
-        })
-    }
-}
-
-/// A file in PEM: `off` or FILE, which exists. It is read where it is used, because a
-/// reload reads it again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PemFile(pub(crate) Option<PathBuf>);
-
-impl FromStr for PemFile {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "off" => Ok(Self(None)),
-            file if file.is_empty() || file.contains(char::is_control) => {
-                Err("expected `off` or the name of a file".to_owned())
-            }
-            file => {
-                // An error here names the flag or variable that it is from.
-                fs::File::open(file).map_err(|error| error.to_string())?;
-                Ok(Self(Some(file.into())))
-            }
-        }
-    }
+/// Parses an address or a network of proxies that may name the addresses of clients.
+pub(crate) fn proxy_network(text: &str) -> Result<String, String> {
+    let network = TrustedProxies::new([text]).map(|_| text.to_owned());
+    network.map_err(|error| error.to_string())
 }
 
 /// Parses a count of at least 1.
@@ -634,9 +569,10 @@ mod tests {
 
     #[test]
     fn a_cookie_has_a_plain_name_or_is_off() {
-        assert_eq!("off".parse(), Ok(CookieName::Off));
-        assert_eq!("io".parse(), Ok(CookieName::Named("io".into())));
-        assert!("a=b".parse::<CookieName>().is_err());
-        assert!("".parse::<CookieName>().is_err());
+        let read = or_off(cookie_name);
+        assert_eq!(read("off"), Ok(OrOff(None)));
+        assert_eq!(read("io"), Ok(OrOff(Some("io".into()))));
+        assert!(read("a=b").is_err());
+        assert!(read("").is_err());
     }
 }

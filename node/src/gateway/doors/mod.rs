@@ -45,7 +45,6 @@ use super::{
     build::{Policies, cors},
     config::Config,
     origins::Origins,
-    redis::RedisSetting,
 };
 
 /// Lets a socket of a door into its namespace, whose authorizers know nothing of the door's keys.
@@ -100,7 +99,7 @@ impl Doors {
             metrics,
             parked: Arc::new(parked),
             settings,
-            earlier: matches!(config.redis.redis, RedisSetting::At(_)).then(Arc::default),
+            earlier: config.redis.redis.0.is_some().then(Arc::default),
         }))
     }
 

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    path::PathBuf,
     str::FromStr,
 };
 
@@ -10,7 +11,7 @@ use clap::Args;
 use rustix::process::{Resource, getrlimit};
 use rustls::pki_types::ServerName;
 
-use crate::gateway::values::{self, PemFile};
+use crate::gateway::values::{self, OrOff, or_off};
 
 /// The least length of a key. A random one of 32 hexadecimal digits has 128 bits.
 const MIN_KEY_BYTES: usize = 32;
@@ -50,7 +51,8 @@ pub(crate) struct RelayOptions {
     /// With it, this node relays over TLS to nodes that serve the relay over TLS, and serves it
     /// with the certificates of --internal-tls-cert. SIGHUP reloads the file.
     #[arg(long, value_name = "FILE", default_value = "off")]
-    pub(crate) relay_tls_ca: PemFile,
+    #[arg(value_parser = or_off(values::file))]
+    pub(crate) relay_tls_ca: OrOff<PathBuf>,
 
     /// Name in the certificates of the other nodes: `address` for the host of each node's address,
     /// or one NAME
@@ -306,7 +308,7 @@ mod tests {
             cluster_key: KEY.parse().unwrap(),
             relay_listen: "0.0.0.0:0".parse().unwrap(),
             relay_address: address.parse().unwrap(),
-            relay_tls_ca: PemFile(None),
+            relay_tls_ca: OrOff(None),
             relay_tls_name: TlsName::Address,
             relay_max: 10,
         }
@@ -342,7 +344,7 @@ mod tests {
     #[test]
     fn authorities_without_a_cluster_key_are_an_error() {
         let mut options = options("auto");
-        options.relay_tls_ca = PemFile(Some("ca.pem".into()));
+        options.relay_tls_ca = OrOff(Some("ca.pem".into()));
         assert!(options.check(true).is_ok());
         options.cluster_key = "off".parse().unwrap();
         assert!(options.check(true).is_err());

@@ -20,7 +20,7 @@ use crate::gateway::{
     config::Config,
     outbound::{Connector, PeerTls},
     reload::{Preparing, Reloadable, prepared},
-    values::PemFile,
+    values::OrOff,
 };
 
 /// Stands before the address of a node that serves with TLS.
@@ -112,7 +112,7 @@ impl Reloadable for NodeTls {
 
 /// Reads the authorities that the options name.
 pub(crate) fn authorities(options: &RelayOptions) -> Result<Option<Arc<ClientConfig>>, String> {
-    let PemFile(Some(file)) = &options.relay_tls_ca else {
+    let OrOff(Some(file)) = &options.relay_tls_ca else {
         return Ok(None);
     };
     let settings = trusting(file).map_err(|error| {

@@ -43,7 +43,10 @@ use opentelemetry_sdk::{
 use tokio::{runtime::Handle, task::spawn_blocking, time::timeout};
 
 use super::Span;
-use crate::gateway::outbound::{self, Versions};
+use crate::gateway::{
+    outbound::{self, Versions},
+    values::{OrOff, or_off},
+};
 
 /// Set while spans are exported.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
@@ -74,8 +77,8 @@ pub(crate) struct TraceOptions {
     ///
     /// The standard variables OTEL_EXPORTER_OTLP_ENDPOINT and
     /// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT name one, too; this option wins.
-    #[arg(long, value_name = "URL", default_value = "off", value_parser = endpoint)]
-    pub(crate) otlp_endpoint: Endpoint,
+    #[arg(long, value_name = "URL", default_value = "off", value_parser = or_off(endpoint))]
+    pub(crate) otlp_endpoint: OrOff<String>,
 
     /// Share of the traces that begin here and are sent, from 0 to 1; or `env`, for
     /// OTEL_TRACES_SAMPLER
@@ -85,23 +88,16 @@ pub(crate) struct TraceOptions {
     pub(crate) otlp_sample: Ratio,
 }
 
-/// A collector, or none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Endpoint(Option<String>);
-
-/// A fraction, or the value of the environment.
+/// A share, or what the environment says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ratio(Option<f64>);
 
-fn endpoint(text: &str) -> Result<Endpoint, String> {
-    if text == "off" {
-        return Ok(Endpoint(None));
-    }
+fn endpoint(text: &str) -> Result<String, String> {
     let uri: http::Uri = text.parse().map_err(|_| "expected a URL".to_owned())?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
         return Err("expected `off` or a URL with http:// or https://".to_owned());
     }
-    Ok(Endpoint(Some(text.trim_end_matches('/').to_owned())))
+    Ok(text.trim_end_matches('/').to_owned())
 }
 
 fn ratio(text: &str) -> Result<Ratio, String> {
