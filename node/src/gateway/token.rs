@@ -4,7 +4,7 @@
 mod key;
 
 use std::{
-    env, fmt,
+    env,
     io::{self, Write as _},
 };
 
@@ -74,13 +74,7 @@ enum TokenJob {
 #[derive(Clone, Debug, PartialEq)]
 struct Claim(String, Value);
 
-impl fmt::Display for Claim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.0, self.1)
-    }
-}
-
-/// Reads a claim. A value that is not JSON is text, because shells remove quotes.
+/// Reads a claim. A value that is no JSON is a text, because shells take quotes away.
 fn claim(text: &str) -> Result<Claim, String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=JSON")?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());

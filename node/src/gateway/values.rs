@@ -161,15 +161,6 @@ impl FromStr for Workers {
     }
 }
 
-impl fmt::Display for Workers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cores => f.write_str("cores"),
-            Self::Exactly(number) => write!(f, "{number}"),
-        }
-    }
-}
-
 /// The origins whose pages may read responses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
@@ -280,12 +271,6 @@ impl FromStr for LogFilter {
             .parse(text)
             .map_err(|error| error.to_string())?;
         Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Display for LogFilter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
