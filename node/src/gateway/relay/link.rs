@@ -40,7 +40,7 @@ use tokio::{
     time::{Interval, MissedTickBehavior, interval},
 };
 
-use super::seal::{Opener, Sealer};
+use super::seal::{Opener, Sealer, open, seal};
 
 /// How often a link is checked.
 pub(super) const TICK: Duration = Duration::from_secs(5);
@@ -327,7 +327,7 @@ where
         let mut at = 0;
         while let Some(length) = relay::record(&self.received[at..self.filled]).map_err(invalid)? {
             let record = &mut self.received[at + LENGTH_BYTES..at + length];
-            let opened = self.opener.open(record).map_err(invalid)?;
+            let opened = open(&mut self.opener, record).map_err(invalid)?;
             for frame in relay::frames(opened) {
                 match frame.map_err(invalid)? {
                     (_, Frame::Ping) => self.outbox.push(Records::pong),
@@ -377,7 +377,7 @@ where
         let mut sealed = Ok(());
         relay::seal_each(&mut self.sending, |frames, tag| {
             if sealed.is_ok() {
-                sealed = self.sealer.seal(frames, tag);
+                sealed = seal(&mut self.sealer, frames, tag);
             }
         });
         sealed.map_err(invalid)

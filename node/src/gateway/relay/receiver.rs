@@ -27,7 +27,7 @@ use super::{
     key::{self, HEADER, Keys, Signed, TOLERANCE, Verified},
     link::{Link, Outbox},
     metrics::Metrics,
-    seal::{Opener, Sealer},
+    seal::ciphers,
     serving::{Serving, ServingLimits},
 };
 use crate::gateway::line_limit::LineLimit;
@@ -166,9 +166,7 @@ impl Inner {
             .keys
             .of_link(header.unwrap_or_default(), &nonce, Some(verified));
         let [requests, responses] = secrets.ok_or("signature")?;
-        let sealing =
-            Sealer::new(&responses).and_then(|sealer| Ok((sealer, Opener::new(&requests)?)));
-        let sealing = sealing.map_err(|_| "signature")?;
+        let sealing = ciphers(&responses, &requests).ok_or("signature")?;
         let upgrade = hyper::upgrade::on(&mut request);
         let outbox = Arc::<Outbox>::default();
         let mut stopping = self.stopping.subscribe();

@@ -17,78 +17,65 @@
 //! connections.
 
 use ring::{
-    aead::{self, Aad, LessSafeKey, MAX_TAG_LEN, Nonce, UnboundKey},
+    aead::{
+        AES_256_GCM, Aad, BoundKey, NONCE_LEN, Nonce, NonceSequence, OpeningKey, SealingKey,
+        UnboundKey,
+    },
     error::Unspecified,
 };
 
 /// The key of one direction of a connection.
 pub(super) type Secret = [u8; 32];
 
-/// One direction of a connection: the records are numbered, in the order in which they are written.
-struct Numbered {
-    key: LessSafeKey,
-    number: u64,
-}
+/// Seals what this node writes.
+pub(super) type Sealer = SealingKey<Numbers>;
 
-/// Seals this node's output.
-pub(super) struct Sealer(Numbered);
+/// Opens what the other node writes.
+pub(super) type Opener = OpeningKey<Numbers>;
 
-/// Opens the other node's output.
-pub(super) struct Opener(Numbered);
+/// Numbers the records of one direction in the order in which they are written.
+/// There are more numbers than a connection can carry records.
+pub(super) struct Numbers(u64);
 
-impl Numbered {
-    fn new(secret: &Secret) -> Result<Self, Unspecified> {
-        let key = UnboundKey::new(&aead::AES_256_GCM, secret)?;
-        Ok(Self {
-            key: LessSafeKey::new(key),
-            number: 0,
-        })
-    }
-
-    /// The nonce of the next record. There are more than a connection can carry.
-    fn next(&mut self) -> Nonce {
-        let mut nonce = [0; aead::NONCE_LEN];
-        nonce[aead::NONCE_LEN - 8..].copy_from_slice(&self.number.to_be_bytes());
-        self.number += 1;
-        Nonce::assume_unique_for_key(nonce)
+impl NonceSequence for Numbers {
+    fn advance(&mut self) -> Result<Nonce, Unspecified> {
+        let mut nonce = [0; NONCE_LEN];
+        nonce[NONCE_LEN - 8..].copy_from_slice(&self.0.to_be_bytes());
+        self.0 += 1;
+        Ok(Nonce::assume_unique_for_key(nonce))
     }
 }
 
-impl Sealer {
-    pub(super) fn new(secret: &Secret) -> Result<Self, Unspecified> {
-        Numbered::new(secret).map(Self)
-    }
-
-    /// Encrypts a record in place and fills its tag.
-    pub(super) fn seal(&mut self, frames: &mut [u8], tag: &mut [u8]) -> Result<(), Unspecified> {
-        let nonce = self.0.next();
-        let sealed = self
-            .0
-            .key
-            .seal_in_place_separate_tag(nonce, Aad::empty(), frames)?;
-        if tag.len() != MAX_TAG_LEN {
-            return Err(Unspecified);
-        }
-        tag.copy_from_slice(sealed.as_ref());
-        Ok(())
-    }
+/// The ciphers of a connection, for what this node writes and for what it reads.
+pub(super) fn ciphers(written: &Secret, read: &Secret) -> Option<(Sealer, Opener)> {
+    Some((cipher(written).ok()?, cipher(read).ok()?))
 }
 
-impl Opener {
-    pub(super) fn new(secret: &Secret) -> Result<Self, Unspecified> {
-        Numbered::new(secret).map(Self)
-    }
+fn cipher<K: BoundKey<Numbers>>(secret: &Secret) -> Result<K, Unspecified> {
+    Ok(K::new(UnboundKey::new(&AES_256_GCM, secret)?, Numbers(0)))
+}
 
-    /// Decrypts a record with its tag in place and returns its frames.
-    pub(super) fn open<'a>(&mut self, record: &'a mut [u8]) -> Result<&'a [u8], Unspecified> {
-        let nonce = self.0.next();
-        let frames = self.0.key.open_in_place(nonce, Aad::empty(), record)?;
-        Ok(frames)
-    }
+/// Encrypts a record in place and fills its tag.
+pub(super) fn seal(
+    sealer: &mut Sealer,
+    frames: &mut [u8],
+    tag: &mut [u8],
+) -> Result<(), Unspecified> {
+    let sealed = sealer.seal_in_place_separate_tag(Aad::empty(), frames)?;
+    tag.copy_from_slice(sealed.as_ref());
+    Ok(())
+}
+
+/// Decrypts a record with its tag in place and returns its frames.
+pub(super) fn open<'a>(opener: &mut Opener, record: &'a mut [u8]) -> Result<&'a [u8], Unspecified> {
+    let frames = opener.open_in_place(Aad::empty(), record)?;
+    Ok(frames)
 }
 
 #[cfg(test)]
 mod tests {
+    use ring::aead::MAX_TAG_LEN;
+
     use super::*;
 
     const SECRET: Secret = [7; 32];
@@ -96,36 +83,33 @@ mod tests {
     fn sealed(sealer: &mut Sealer, text: &[u8]) -> Vec<u8> {
         let mut record = text.to_vec();
         let mut tag = [0; MAX_TAG_LEN];
-        sealer.seal(&mut record, &mut tag).unwrap();
+        seal(sealer, &mut record, &mut tag).unwrap();
         record.extend(tag);
         record
     }
 
     #[test]
     fn records_open_in_their_order_and_once() {
-        let mut sealer = Sealer::new(&SECRET).unwrap();
+        let (mut sealer, mut opener) = ciphers(&SECRET, &SECRET).unwrap();
         let (mut first, mut second) = (sealed(&mut sealer, b"a"), sealed(&mut sealer, b"b"));
-        let mut opener = Opener::new(&SECRET).unwrap();
-        assert_eq!(opener.open(&mut first), Ok(&b"a"[..]));
-        let mut replayed = Opener::new(&SECRET).unwrap();
-        assert!(
-            replayed.open(&mut second.clone()).is_err(),
-            "one is missing"
-        );
-        assert_eq!(opener.open(&mut second.clone()), Ok(&b"b"[..]));
-        assert!(opener.open(&mut second).is_err(), "it was repeated");
+        assert_eq!(open(&mut opener, &mut first), Ok(&b"a"[..]));
+        let mut other: Opener = cipher(&SECRET).unwrap();
+        let mut again = second.clone();
+        assert!(open(&mut other, &mut again).is_err(), "one is missing");
+        let mut again = second.clone();
+        assert_eq!(open(&mut opener, &mut second), Ok(&b"b"[..]));
+        assert!(open(&mut opener, &mut again).is_err(), "it was repeated");
     }
 
     #[test]
     fn a_record_that_was_changed_or_is_of_another_key_does_not_open() {
-        let mut record = sealed(&mut Sealer::new(&SECRET).unwrap(), b"frames");
+        let mut record = sealed(&mut cipher(&SECRET).unwrap(), b"frames");
         assert!(!record.windows(6).any(|part| part == b"frames"));
         for at in 0..record.len() {
             let mut changed = record.clone();
             changed[at] ^= 1;
-            assert!(Opener::new(&SECRET).unwrap().open(&mut changed).is_err());
+            assert!(open(&mut cipher(&SECRET).unwrap(), &mut changed).is_err());
         }
-        let mut other = Opener::new(&[8; 32]).unwrap();
-        assert!(other.open(&mut record).is_err());
+        assert!(open(&mut cipher(&[8; 32]).unwrap(), &mut record).is_err());
     }
 }

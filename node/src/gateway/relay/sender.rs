@@ -58,7 +58,7 @@ use super::{
     pipe,
     receiver::REFUSED,
     requests::Requests,
-    seal::{Opener, Sealer},
+    seal::ciphers,
     tls::{self, NodeTls},
 };
 use crate::gateway::{
@@ -319,7 +319,7 @@ impl Sender {
         let nonce = nonce.and_then(|nonce| nonce.to_str().ok());
         let sealing = nonce.and_then(|nonce| {
             let [requests, responses] = self.keys.of_link(&signature, nonce, None)?;
-            Some((Sealer::new(&requests).ok()?, Opener::new(&responses).ok()?))
+            ciphers(&requests, &responses)
         });
         let Some(sealing) = sealing else {
             return Way::Failed(Outcome::Refused);
