@@ -10,7 +10,6 @@ use axum::{
     middleware::{Next, from_fn_with_state},
     response::Response,
 };
-use bytes::Bytes;
 use http::{StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper_util::rt::TokioIo;
@@ -82,50 +81,40 @@ impl Receiver {
     }
 }
 
-/// A valid request.
-enum Received {
-    Request(Request),
-    /// The response that makes a link of the connection.
-    Link(Response),
-}
-
 async fn receive(State(receiver): State<Receiver>, request: Request, next: Next) -> Response {
     let inner = &*receiver.0;
-    // The body is read last, so that one of a stranger is never read.
-    let received = match inner.verify(&request) {
-        Ok(verified) if request.uri().path() == LINK_PATH => {
-            inner.link(request, &verified).map(Received::Link)
-        }
-        Ok(verified) => {
-            let received = inner.receive(request, &verified).await;
-            received.map(Received::Request)
-        }
-        Err(reason) => Err(reason),
+    let reason = match inner.accept(request, next).await {
+        Ok(response) => return response,
+        Err(reason) => reason,
     };
-    match received {
-        Ok(Received::Request(request)) => {
-            inner.metrics.received("accepted");
-            next.run(request).await
-        }
-        Ok(Received::Link(response)) => response,
-        Err(reason) => {
-            inner.metrics.received(reason);
-            if let Some(left_out) = inner.lines.pass() {
-                tracing::warn!(
-                    reason,
-                    left_out,
-                    "refused a request to the relay's listener"
-                );
-            }
-            let mut response = Response::new(Body::from(format!("{reason}\n")));
-            *response.status_mut() = REFUSED;
-            response
-        }
+    inner.metrics.received(reason);
+    if let Some(left_out) = inner.lines.pass() {
+        tracing::warn!(
+            reason,
+            left_out,
+            "refused a request to the relay's listener"
+        );
     }
+    let mut response = Response::new(Body::from(format!("{reason}\n")));
+    *response.status_mut() = REFUSED;
+    response
 }
 
 impl Inner {
-    /// Checks the header of a request. The error is a label of the metric.
+    /// Hands a request to its session, or makes a link of its connection. The error is a label of
+    /// the metric.
+    async fn accept(&self, request: Request, next: Next) -> Result<Response, &'static str> {
+        let verified = self.verify(&request)?;
+        if request.uri().path() == LINK_PATH {
+            return self.link(request, &verified);
+        }
+        // The body comes last, so that one of a stranger is never read.
+        let request = self.receive(request, &verified).await?;
+        self.metrics.received("accepted");
+        Ok(next.run(request).await)
+    }
+
+    /// Checks the header of a request.
     fn verify(&self, request: &Request) -> Result<Verified, &'static str> {
         let header = request.headers().get(HEADER);
         let header = header.and_then(|header| header.to_str().ok());
@@ -221,13 +210,6 @@ impl Inner {
         if !verified.has_body(&body) {
             return Err("body");
         }
-        Ok(Request::from_parts(parts, body_of(body)))
+        Ok(Request::from_parts(parts, Body::from(body)))
     }
-}
-
-fn body_of(bytes: Bytes) -> Body {
-    if bytes.is_empty() {
-        return Body::empty();
-    }
-    Body::from(bytes)
 }
