@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, fmt, str::FromStr, sync::Arc};
 
+use hex::FromHex;
 use ring::digest;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -23,7 +24,7 @@ impl Hash {
 
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(self.0))
     }
 }
 
@@ -43,14 +44,7 @@ impl FromStr for Hash {
                 .to_owned()
         };
         let digits = text.strip_prefix("sha256:").ok_or_else(problem)?;
-        if digits.len() != 64 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err(problem());
-        }
-        let mut hash = [0; 32];
-        for (byte, pair) in hash.iter_mut().zip(digits.as_bytes().chunks(2)) {
-            let pair = std::str::from_utf8(pair).map_err(|_| problem())?;
-            *byte = u8::from_str_radix(pair, 16).map_err(|_| problem())?;
-        }
+        let hash = FromHex::from_hex(digits).map_err(|_| problem())?;
         Ok(Self(hash))
     }
 }

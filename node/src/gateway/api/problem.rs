@@ -92,10 +92,7 @@ impl Kind {
             Self::Starting => ("starting", "The server is starting"),
             Self::Full => ("full", "No more revocations can be remembered"),
             Self::Timeout => ("timeout", "The call took too long"),
-            Self::Credentials => (
-                "credentials",
-                "The token or key is missing or not accepted",
-            ),
+            Self::Credentials => ("credentials", "The token or key is missing or not accepted"),
             Self::Denied => ("denied", "The client may not do this"),
             Self::Origin => ("origin", "Pages of this origin may not use the server"),
             Self::QueryTooLong => ("query-too-long", "The query is too long"),

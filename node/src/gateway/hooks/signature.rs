@@ -22,14 +22,7 @@ impl Secret {
         context.update(seconds.to_string().as_bytes());
         context.update(b".");
         context.update(body);
-        let mut signature = format!("t={seconds},v1=");
-        for byte in context.sign().as_ref() {
-            signature.extend(
-                [byte >> 4, byte & 15]
-                    .map(|digit| char::from_digit(u32::from(digit), 16).unwrap_or_default()),
-            );
-        }
-        signature
+        format!("t={seconds},v1={}", hex::encode(context.sign()))
     }
 }
 

@@ -14,6 +14,7 @@
 
 use std::time::Duration;
 
+use hex::FromHex as _;
 use http::Method;
 use ring::{digest, hmac};
 
@@ -88,12 +89,12 @@ impl Keys {
     ) -> String {
         let millis = now.as_millis();
         let digest = digest::digest(SHA256, body);
-        let stated = format!("{sender}.{number}.{millis}.{}", hex(digest.as_ref()));
+        let stated = format!("{sender}.{number}.{millis}.{}", hex::encode(digest));
         let signature = self
             .0
             .first()
             .map(|key| hmac::sign(key, signed.text(&stated).as_bytes()));
-        let signature = signature.map_or_else(String::new, |signature| hex(signature.as_ref()));
+        let signature = signature.map(hex::encode).unwrap_or_default();
         format!("{stated}.{signature}")
     }
 
@@ -105,7 +106,7 @@ impl Keys {
         now: Duration,
     ) -> Result<Verified, Invalid> {
         let (stated, signature) = header.rsplit_once('.').ok_or(Invalid::Signature)?;
-        let signature: Digest = unhex(signature).ok_or(Invalid::Signature)?;
+        let signature = Digest::from_hex(signature).map_err(|_| Invalid::Signature)?;
         let text = signed.text(stated);
         // In constant time.
         let fits = |key: &hmac::Key| hmac::verify(key, text.as_bytes(), &signature).is_ok();
@@ -119,7 +120,7 @@ impl Keys {
             sender: sender.into(),
             number,
             time,
-            digest: unhex(digest).ok_or(Invalid::Signature)?,
+            digest: Digest::from_hex(digest).map_err(|_| Invalid::Signature)?,
             key,
         };
         if now.abs_diff(Duration::from_millis(time)) > TOLERANCE {
@@ -174,26 +175,6 @@ impl Invalid {
             Self::Time => "time",
         }
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    digits
-        .map(|digit| char::from(DIGITS[usize::from(digit)]))
-        .collect()
-}
-
-fn unhex(text: &str) -> Option<Digest> {
-    let mut bytes = Digest::default();
-    if text.len() != 2 * bytes.len() || !text.is_ascii() {
-        return None;
-    }
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        let digit = |at: usize| char::from(pair[at]).to_digit(16);
-        *byte = u8::try_from(digit(0)? * 16 + digit(1)?).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     LINK_PATH, LINK_PROTOCOL, RelayLimits,
-    key::{self, HEADER, Keys, Signed, TOLERANCE, Verified},
+    key::{HEADER, Keys, Signed, TOLERANCE, Verified},
     link::{Link, Outbox},
     metrics::Metrics,
     seal::ciphers,
@@ -148,7 +148,7 @@ impl Inner {
         let mut entropy = [0; 16];
         let filled = SystemRandom::new().fill(&mut entropy);
         filled.map_err(|_| "entropy")?;
-        let nonce = key::hex(&entropy);
+        let nonce = hex::encode(entropy);
         let header = request.headers().get(HEADER);
         let header = header.and_then(|header| header.to_str().ok());
         let secrets = self

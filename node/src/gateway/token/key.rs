@@ -77,7 +77,7 @@ fn create(options: &KeyOptions) -> Result<String, Box<dyn std::error::Error>> {
     let mut entropy = [0; KEY_BYTES];
     let filled = SystemRandom::new().fill(&mut entropy);
     filled.map_err(|_| "the system has no entropy")?;
-    let (name, text) = (&options.name, hexadecimal(&entropy));
+    let (name, text) = (&options.name, hex::encode(entropy));
     // Absolute, because the settings may be read from another folder.
     let folder = fs::canonicalize(&options.folder)
         .map_err(|error| format!("{}: {error}", options.folder.display()))?;
@@ -162,10 +162,6 @@ fn write_new(path: &Path, mode: u32, text: &str) -> Result<(), String> {
 fn pem(kind: &str, der: &[u8]) -> String {
     let body = BASE64_STANDARD.encode(der);
     format!("-----BEGIN {kind} KEY-----\n{body}\n-----END {kind} KEY-----")
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
