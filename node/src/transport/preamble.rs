@@ -115,7 +115,7 @@ impl Preamble {
             true => return Err(Failed::Header("untrusted")),
         };
         let socket = match &self.tls {
-            None => Socket::Tcp(tcp),
+            None => Socket::Left(tcp),
             Some(tls) => shake_hands(tls, tcp).await?,
         };
         Ok((socket, ClientAddress::direct(client, self.tls.is_some())))
@@ -128,7 +128,7 @@ async fn shake_hands(tls: &Tls, tcp: TcpStream) -> Result<Socket, Failed> {
         return Err(Failed::Unused);
     }
     match tls.acceptor().accept(tcp).await {
-        Ok(stream) => Ok(Socket::Tls(Box::new(stream))),
+        Ok(stream) => Ok(Socket::Right(Box::new(stream))),
         Err(error) => {
             let cause = error.get_ref().and_then(|error| error.downcast_ref());
             let reason = match cause {

@@ -231,7 +231,7 @@ async fn carry(mut http: HttpConnection, app: Router, mut stopped: watch::Receiv
     // Small packets go out at once. A socket that is dead already ends with the first read.
     let _ = stream.set_nodelay(true);
     let (stream, client) = if http.preamble.is_empty() {
-        (Socket::Tcp(stream), ClientAddress::direct(address, false))
+        (Socket::Left(stream), ClientAddress::direct(address, false))
     } else {
         let stopping = async { drop(stopped.wait_for(|stopped| *stopped).await) };
         let preamble = Arc::clone(&http.preamble);

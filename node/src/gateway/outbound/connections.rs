@@ -30,15 +30,11 @@ use std::{
 
 use http::Uri;
 use parking_lot::Mutex;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWrite as _},
-    sync::Notify,
-    time::sleep,
-};
+use tokio::{io::AsyncWrite as _, sync::Notify, time::sleep};
 
 use super::{
     response::ResponseError,
-    stream::{Connector, Stream},
+    stream::{Connector, Stream, is_usable, poll_read},
 };
 
 /// Buffer space for one read. Most responses fit.
@@ -189,7 +185,7 @@ impl Idle {
     fn take(&self) -> Option<Connection> {
         loop {
             let (mut connection, _) = self.kept.lock().connections.pop()?;
-            if connection.stream.is_usable() {
+            if is_usable(&mut connection.stream) {
                 return Some(connection);
             }
         }
@@ -295,7 +291,7 @@ impl Connection {
             return Poll::Ready(Ok(0));
         }
         self.received.reserve(READ_BYTES);
-        pin!(self.stream.read_buf(&mut self.received)).poll(cx)
+        poll_read(&mut self.stream, cx, &mut self.received)
     }
 }
 
@@ -342,6 +338,6 @@ impl Idle {
     pub(super) fn is_any_usable(&self) -> bool {
         let mut kept = self.kept.lock();
         let mut connections = kept.connections.iter_mut();
-        connections.any(|(one, _)| one.stream.is_usable())
+        connections.any(|(one, _)| is_usable(&mut one.stream))
     }
 }

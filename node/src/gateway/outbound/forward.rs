@@ -10,7 +10,7 @@
 
 use std::{
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -19,12 +19,11 @@ use std::{
 use bytes::{BufMut as _, Bytes};
 use http::{Response, StatusCode, Uri};
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::io::AsyncReadExt as _;
 
 use super::{
     connections::{Connection, Connections, Exchanged, Http1Error},
     response::StreamedHead,
-    stream::{Connector, Stream},
+    stream::{Connector, Stream, poll_read},
 };
 
 /// The most bytes of a body that are read at once.
@@ -109,7 +108,7 @@ impl Rest {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         let mut chunk = Vec::with_capacity(self.left.min(CHUNK_BYTES));
         let mut room = (&mut chunk).limit(self.left.min(CHUNK_BYTES));
-        let count = ready!(pin!(self.connection.stream.read_buf(&mut room)).poll(cx))?;
+        let count = ready!(poll_read(&mut self.connection.stream, cx, &mut room))?;
         if count == 0 {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
@@ -162,7 +161,7 @@ impl Body for ForwardedBody {
 mod tests {
     use http_body_util::BodyExt as _;
     use tokio::{
-        io::AsyncWriteExt as _,
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::{TcpListener, TcpStream},
         task::JoinHandle,
     };

@@ -1,22 +1,24 @@
 //! A connection to a peer, with TLS or without, and how it is opened.
 
 use std::{
-    io::{self, IoSlice},
-    pin::Pin,
+    io,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use bytes::BufMut;
 use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead as _, AsyncReadExt as _, AsyncWrite as _, ReadBuf},
     net::TcpStream,
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::either::Either;
 use tower::ServiceExt as _;
 
 use super::causes;
@@ -49,107 +51,40 @@ impl Connector {
         let stream = self.tcp.clone().oneshot(url).await;
         let stream = stream.map_err(|error| causes(&error))?.into_inner();
         let Some(tls) = &self.tls else {
-            return Ok(Stream::Tcp(stream));
+            return Ok(Stream::Left(stream));
         };
         let connector = TlsConnector::from((tls.settings)());
         let handshake = connector.connect(tls.name.clone(), stream);
         match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
+            Ok(Ok(stream)) => Ok(Stream::Right(Box::new(stream))),
             Ok(Err(error)) => Err(format!("the TLS handshake failed: {error}")),
             Err(_) => Err("the TLS handshake took too long".to_owned()),
         }
     }
 }
 
-/// A connection to a peer.
-pub(crate) enum Stream {
-    Tcp(TcpStream),
-    /// Its session is large.
-    Tls(Box<TlsStream<TcpStream>>),
+/// A connection to a peer, with TLS on the right, whose session is large.
+pub(crate) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// Whether a connection is still open, as far as the kernel has told, and nothing has arrived
+/// unasked. Bytes that nobody has asked for would be taken for the next response.
+pub(super) fn is_usable(stream: &mut Stream) -> bool {
+    let mut byte = [0];
+    let mut cx = Context::from_waker(Waker::noop());
+    // With TLS, what has arrived may be for TLS itself, such as a ticket.
+    let read = Pin::new(stream).poll_read(&mut cx, &mut ReadBuf::new(&mut byte));
+    read.is_pending()
 }
 
-impl Stream {
-    /// Whether it is still open, as far as the kernel knows, and no unrequested bytes have arrived.
-    /// Such bytes would be taken for the next response.
-    pub(super) fn is_usable(&mut self) -> bool {
-        match self {
-            Self::Tcp(stream) => {
-                let read = stream.try_read(&mut [0]);
-                read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-            }
-            // The bytes may be for TLS itself, such as a ticket.
-            Self::Tls(stream) => {
-                let mut cx = Context::from_waker(Waker::noop());
-                let mut byte = [0];
-                let mut buffer = ReadBuf::new(&mut byte);
-                Pin::new(&mut **stream)
-                    .poll_read(&mut cx, &mut buffer)
-                    .is_pending()
-            }
-        }
+/// Reads what has arrived. A session of TLS may hold what it has accepted, for whose response the
+/// caller waits.
+pub(super) fn poll_read(
+    stream: &mut Stream,
+    cx: &mut Context<'_>,
+    buffer: &mut impl BufMut,
+) -> Poll<io::Result<usize>> {
+    if let Poll::Ready(Err(error)) = Pin::new(&mut *stream).poll_flush(cx) {
+        return Poll::Ready(Err(error));
     }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => {
-                // A session may hold bytes that it has accepted. Its owner waits for a response.
-                if let Poll::Ready(Err(error)) = Pin::new(&mut **stream).poll_flush(cx) {
-                    return Poll::Ready(Err(error));
-                }
-                Pin::new(stream).poll_read(cx, buffer)
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Tcp(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
+    pin!(stream.read_buf(buffer)).poll(cx)
 }
