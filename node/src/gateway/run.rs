@@ -35,7 +35,7 @@ use std::{
 };
 
 use clap::ValueEnum as _;
-use roomcast::{BuildError, Drain, InvalidNetwork, Server, Tls};
+use roomcast::{BuildError, Drain, InvalidNetwork, Tls};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
@@ -50,7 +50,7 @@ use super::{
     access::{self, Access},
     admin::{Admin, Health, Pages, View},
     api::{self, Api},
-    auth::{Auth, KeyError},
+    auth::KeyError,
     build::{self, Built, Defined, Unbuilt},
     cluster,
     config::Config,
@@ -61,7 +61,6 @@ use super::{
     log_client::LogClients,
     logging::Log,
     notify::Notify,
-    presence::Presence,
     relay::Relay,
     reload::{Reload, Reloadable},
     tls::Ports,
@@ -96,13 +95,9 @@ pub(crate) enum RunError {
     #[error("these options cannot be combined: {0}")]
     Build(BuildError),
     #[error("{0}")]
-    Tls(String),
+    Settings(String),
     #[error("{0}")]
-    Hooks(String),
-    #[error("{0}")]
-    Doors(String),
-    #[error("{0}")]
-    Relay(String),
+    Metrics(#[from] prometheus::Error),
     #[error("{0} (Redis is set by --redis or ROOMCAST_REDIS)")]
     Cluster(BuildError),
     #[error("{0} (set with --trusted-proxies or ROOMCAST_TRUSTED_PROXIES)")]
@@ -146,7 +141,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     // Before all else: a signal that arrives before its handler is installed ends the
     // process at once, with the ports half open.
     let mut signals = Signals::new()?;
-    let tls = Ports::start(&config.tls).map_err(RunError::Tls)?;
+    let tls = Ports::start(&config.tls).map_err(RunError::Settings)?;
     let internal = bind(config.listen.internal_listen, INTERNAL_LISTEN)?;
     let public = bind(config.listen.listen, LISTEN)?;
     let health = Arc::new(Health::default());
@@ -159,16 +154,18 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         &config.access(),
         redis.clone(),
     );
-    let hooks = hooks.map_err(RunError::Hooks)?;
+    let hooks = hooks.map_err(RunError::Settings)?;
     let syncano = Syncano::new(&config.settings.doors.syncano, redis.as_ref(), &hooks);
-    let syncano = syncano.map_err(RunError::Doors)?;
+    let syncano = syncano.map_err(RunError::Settings)?;
     let relay = relay(&config, tls.internal.as_ref())?;
     let view = View::new(dialect(&config));
     let settings = &config.settings.api;
     let own = settings.listen.map(|address| bind(address, API_LISTEN));
     let own = own.transpose()?;
     let demo = is_demo.then(|| Arc::new(Demo::default()));
-    let pakyow = pakyow(&config, &hooks).map_err(RunError::Hooks)?;
+    let pakyow = config.settings.doors.pakyow.as_ref();
+    let pakyow = pakyow.map(|settings| Pakyow::new(settings, limits, &hooks, redis.clone()));
+    let pakyow = pakyow.transpose().map_err(RunError::Settings)?;
     let parts = Defined {
         hooks: &hooks,
         view: &view,
@@ -199,18 +196,24 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         .transpose()?;
     // These parts need the server's node and registry, and must run before the first
     // client.
-    presence.start(&server).map_err(io::Error::other)?;
-    hooks.started(&server).map_err(io::Error::other)?;
+    presence.start(&server)?;
+    hooks.started(&server)?;
     followed.set(&server, &config.operation.log_client);
     #[cfg(feature = "otlp")]
     let traces = Traces::start(&config.traces, server.node().as_str()).map_err(io::Error::other)?;
     if let Some(pakyow) = &pakyow {
-        pakyow.started(&server).map_err(io::Error::other)?;
+        pakyow.started(&server)?;
     }
-    let vitals = Vitals::start(server.clone(), log.dropped_lines()).map_err(io::Error::other)?;
-    let api = api(&config, &server, auth.clone(), presence)?;
-    let doors = Doors::new(&config, &server, &api, auth.clone(), policies.clone());
-    let doors = doors.map_err(io::Error::other)?;
+    let vitals = Vitals::start(server.clone(), log.dropped_lines())?;
+    let api = Api::new(
+        server.clone(),
+        auth.clone(),
+        presence,
+        settings.clone(),
+        limits,
+        api::Store::new(redis.as_ref()),
+    )?;
+    let doors = Doors::new(&config, &server, &api, auth.clone(), policies.clone())?;
     let calls = calls(&config, &api, pakyow.as_ref(), &doors);
     // On the internal port, calls got 503 until now, see [`api::starting`].
     let own = match own {
@@ -222,8 +225,8 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     };
     health.serving(vitals);
     admin.show(&view, &server, &health);
-    let pages = Pages::new(view, Arc::clone(&api), server.registry(), is_demo);
-    health.serving_pages(&pages.map_err(io::Error::other)?);
+    let pages = Pages::new(view, Arc::clone(&api), server.registry(), is_demo)?;
+    health.serving_pages(&pages);
     let mut router = server.router().merge(doors.router(syncano.clone()));
     let address = public.local_addr()?;
     let (internal, node) = (admin.address(), server.node());
@@ -235,8 +238,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
         router = router.merge(demo::router(
             config.protocol.bundles.client_files.0.is_some(),
         ));
-        let is_clustered = cluster::redis(&config.redis, &config.cluster).is_some();
-        demo.start(&server, address, is_clustered);
+        demo.start(&server, address, redis.is_some());
         demo::announce(address, internal)?;
     } else {
         let mut table = config.access();
@@ -263,7 +265,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     if config.listen.proxy_protocol.0 {
         serving = serving.with_proxy_protocol();
     }
-    tls.register(&server).map_err(io::Error::other)?;
+    tls.register(&server)?;
     if let Some(public) = &tls.public {
         serving = serving.with_tls(public.clone());
     }
@@ -307,7 +309,7 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     parts.extend(syncano.map(|door| Box::new(door) as Box<dyn Reloadable>));
     parts.extend(pakyow.map(|door| Box::new(door) as Box<dyn Reloadable>));
     parts.extend(auth.map(|auth| Box::new(auth) as Box<dyn Reloadable>));
-    let mut reload = Reload::new(&config, &server, parts).map_err(io::Error::other)?;
+    let mut reload = Reload::new(&config, &server, parts)?;
     let mut was_asked = false;
     supervise(
         async { serving.await },
@@ -335,16 +337,7 @@ fn relay(config: &Config, certificates: Option<&Tls>) -> Result<Option<Relay>, R
     let listener = bind(config.relay.relay_listen, RELAY_LISTEN)?;
     Relay::new(config, listener, certificates)
         .map(Some)
-        .map_err(RunError::Relay)
-}
-
-/// The door for Pakyow's clients, if it is open.
-fn pakyow(config: &Config, hooks: &Hooks) -> Result<Option<Arc<Pakyow>>, String> {
-    let redis = cluster::redis(&config.redis, &config.cluster);
-    let settings = config.settings.doors.pakyow.as_ref();
-    let door =
-        settings.map(|settings| Pakyow::new(settings, (&config.limits).into(), hooks, redis));
-    door.transpose()
+        .map_err(RunError::Settings)
 }
 
 /// The calls of the API, and those of doors.
@@ -364,25 +357,12 @@ fn calls(
     }
 }
 
-fn api(
-    config: &Config,
-    server: &Server,
-    auth: Option<Arc<Auth>>,
-    presence: Presence,
-) -> Result<Arc<Api>, RunError> {
-    let store = api::Store::new(cluster::redis(&config.redis, &config.cluster).as_ref());
-    let limits = (&config.limits).into();
-    let settings = config.settings.api.clone();
-    let api = Api::new(server.clone(), auth, presence, settings, limits, store);
-    Ok(api.map_err(io::Error::other)?)
-}
-
 /// How the node speaks to the others of its cluster, in the words of the options.
 fn dialect(config: &Config) -> Option<String> {
     let name = |value: Option<clap::builder::PossibleValue>| {
         value.map(|value| value.get_name().to_owned())
     };
-    cluster::redis(&config.redis, &config.cluster)?;
+    config.redis.redis.0.as_ref()?;
     let dialect = name(config.redis.redis_dialect.to_possible_value())?;
     let parser = name(config.redis.redis_parser.to_possible_value())?;
     let signed = config.redis.signing().map_or("", |_| ", signed");
