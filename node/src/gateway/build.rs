@@ -36,7 +36,6 @@ use super::{
     presence::Presence,
     reload::{Preparing, Reloadable, prepared},
     rooms::Rooms,
-    settings::NamespaceName,
     user_limit::UserLimit,
     values::Origin,
 };
@@ -216,18 +215,14 @@ async fn auth(config: &Config) -> Result<Option<Arc<Auth>>, KeyError> {
 /// Whether Socket.IO clients of a namespace may use rooms by themselves, by its section
 /// of the file or the options for all namespaces.
 fn has_rooms(config: &Config, name: &str) -> bool {
-    let section = config
-        .settings
-        .namespaces
-        .get(&NamespaceName(name.to_owned()));
+    let section = config.settings.namespace(name);
     let has_rooms = section.and_then(|section| section.client_rooms);
     has_rooms.unwrap_or(config.protocol.client_rooms.0)
 }
 
 /// The room policy of a namespace.
 fn policy(config: &Config, name: &str, access: Access) -> RoomPolicy {
-    let namespaces = &config.settings.namespaces;
-    let section = namespaces.get(&NamespaceName(name.to_owned()));
+    let section = config.settings.namespace(name);
     let policy = section.and_then(|section| section.rooms.clone());
     policy.unwrap_or_else(|| match access {
         Access::Open => RoomPolicy::open(),

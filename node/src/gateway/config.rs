@@ -479,14 +479,11 @@ impl Config {
 
     /// The access of each namespace.
     pub(crate) fn access(&self) -> AccessTable {
-        let of_section = |name: &String| {
-            let section = self.settings.namespaces.get(&NamespaceName(name.clone()));
-            section.and_then(|section| section.access)
-        };
         let names = self.namespaces().into_iter();
         names
             .map(|name| {
-                let access = match of_section(&name) {
+                let section = self.settings.namespace(&name);
+                let access = match section.and_then(|section| section.access) {
                     Some(access) => access,
                     // Its keys protect it, so Socket.IO clients need a separate setting.
                     None if self.settings.doors.syncano.has_namespace(&name) => Access::Closed,
@@ -515,8 +512,7 @@ impl Config {
 
     /// The limits of the logs of a namespace, if it keeps any.
     pub(crate) fn history(&self, name: &str) -> Option<HistoryLimits> {
-        let sections = &self.settings.namespaces;
-        let section = sections.get(&NamespaceName(name.to_owned()));
+        let section = self.settings.namespace(name);
         let history = section.and_then(|section| section.history.as_ref());
         let by_default = self.settings.doors.channels.has(name);
         history
@@ -526,16 +522,13 @@ impl Config {
 
     /// The limits of the journal of a namespace, if it keeps one.
     pub(crate) fn journal(&self, name: &str) -> Option<JournalLimits> {
-        let sections = &self.settings.namespaces;
-        let section = sections.get(&NamespaceName(name.to_owned()))?;
-        section.journal.as_ref().map(JournalSettings::limits)
+        let journal = self.settings.namespace(name)?.journal.as_ref();
+        journal.map(JournalSettings::limits)
     }
 
     /// Whether and how clients of a namespace can come back.
     pub(crate) fn recovery(&self, name: &str) -> Option<RecoverySettings> {
-        let sections = &self.settings.namespaces;
-        let section = sections.get(&NamespaceName(name.to_owned()))?;
-        section.recovery.clone()
+        self.settings.namespace(name)?.recovery.clone()
     }
 
     /// The proxies that may name the address of a client.

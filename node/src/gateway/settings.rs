@@ -44,6 +44,13 @@ pub(crate) struct Settings {
     pub(crate) presence: presence::Settings,
 }
 
+impl Settings {
+    /// The section of a namespace, if it has one.
+    pub(crate) fn namespace(&self, name: &str) -> Option<&NamespaceSettings> {
+        self.namespaces.get(&NamespaceName(name.to_owned()))
+    }
+}
+
 /// The names of the sections, which errors suggest, each with its part of the commented
 /// default file.
 pub(super) const SECTIONS: &[(&str, &str)] = &[
