@@ -26,7 +26,7 @@ use serde_json::{Value, json, value::RawValue};
 use super::{
     auth::User,
     policy::{Action, Claims, RoomPolicy, USER_ROOMS},
-    presence::{Kept, Look, Selected},
+    presence::{Kept, Page, Selected},
     private_names::{Privacy, PrivateNames},
     session,
 };
@@ -168,15 +168,16 @@ async fn online(
     room: &str,
 ) -> Result<Value, RequestError> {
     rooms.check(socket, Action::Presence, room).await?;
-    let found = presence.look(&Look {
-        sockets: Some(Selected {
-            rooms: vec![room],
-            users: Vec::new(),
-        }),
+    let selected = Selected {
+        rooms: vec![room],
+        users: Vec::new(),
+    };
+    let page = Page {
         limit: MAX_USERS,
-        ..Look::default()
-    });
-    let users = found.users.iter();
+        ..Page::default()
+    };
+    let found = presence.users(Some(&selected), &page);
+    let users = found.page.iter();
     let users =
         users.map(|online| json!({ "user": &*online.user, "sockets": online.sockets.len() }));
     Ok(json!({

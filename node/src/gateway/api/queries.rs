@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{keys::Verb, problem::Problem};
 use crate::gateway::{
     policy::USER_ROOMS,
-    presence::{Kept, Look, Page, Selected},
+    presence::{Kept, Occupied, Online, Page, Selected},
     session::user_room,
 };
 
@@ -114,72 +114,51 @@ impl Query {
             Verb::Users | Verb::Presence => ("users", self.page(self.users(sockets))),
             _ => ("sockets", self.page(described(sockets))),
         };
-        json!({
-            name: page,
-            "total": total,
-            "is_complete": fetched.silent_nodes.is_empty(),
-            "silent_nodes": fetched.silent_nodes,
-        })
+        answer(name, total, &page, &fetched.silent_nodes)
     }
 
     /// The answer without a question to the cluster, if presence has the users. Sockets and rooms
     /// are always requested from the cluster, because presence keeps neither data nor sockets
     /// without a user.
     pub(crate) fn answer_from(&self, presence: &Kept) -> Option<Value> {
-        if self.verb == Verb::Rooms && self.is_of_users {
-            return Some(self.rooms_from(presence));
-        }
-        if !matches!(self.verb, Verb::Users | Verb::Presence) {
-            return None;
-        }
-        let selected = self.selected.as_ref().map(|names| {
-            let mut selected = Selected::default();
-            for name in names {
-                match name.strip_prefix(USER_ROOMS) {
-                    Some(user) => selected.users.push(user),
-                    None => selected.rooms.push(name),
-                }
-            }
-            selected
-        });
-        let found = presence.look(&Look {
-            sockets: selected,
+        let page = Page {
             prefix: &self.prefix,
             after: self.after.as_deref(),
             limit: self.limit,
-        });
-        let users = found.users.iter().map(|online| {
-            let user = &*online.user;
-            if self.verb == Verb::Users {
-                return json!({ "user": user, "sockets": online.sockets.len() });
+        };
+        match self.verb {
+            Verb::Rooms if self.is_of_users => {
+                let found = presence.rooms(&page);
+                let rooms = found.page.iter().map(
+                    |Occupied {
+                         room,
+                         sockets,
+                         users,
+                     }| {
+                        json!({ "room": &**room, "sockets": sockets, "users": users })
+                    },
+                );
+                let rooms: Vec<_> = rooms.collect();
+                Some(answer("rooms", found.total, &rooms, &found.silent_nodes))
             }
-            let sockets: Vec<_> = online.sockets.iter().map(|socket| &**socket).collect();
-            let rooms: Vec<_> = online.rooms.iter().map(|room| &**room).collect();
-            json!({ "user": user, "sockets": sockets, "rooms": rooms })
-        });
-        Some(json!({
-            "users": users.collect::<Vec<_>>(),
-            "total": found.total,
-            "is_complete": found.silent_nodes.is_empty(),
-            "silent_nodes": found.silent_nodes,
-        }))
+            Verb::Users | Verb::Presence => {
+                let selected = self.selected.as_deref().map(selection);
+                let found = presence.users(selected.as_ref(), &page);
+                let users: Vec<_> = found.page.iter().map(|user| self.online(user)).collect();
+                Some(answer("users", found.total, &users, &found.silent_nodes))
+            }
+            _ => None,
+        }
     }
 
-    fn rooms_from(&self, presence: &Kept) -> Value {
-        let found = presence.rooms(&Page {
-            prefix: &self.prefix,
-            after: self.after.as_deref(),
-            limit: self.limit,
-        });
-        let rooms = found.rooms.iter().map(
-            |room| json!({ "room": &*room.room, "sockets": room.sockets, "users": room.users }),
-        );
-        json!({
-            "rooms": rooms.collect::<Vec<_>>(),
-            "total": found.total,
-            "is_complete": found.silent_nodes.is_empty(),
-            "silent_nodes": found.silent_nodes,
-        })
+    fn online(&self, online: &Online) -> Value {
+        let user = &*online.user;
+        if self.verb == Verb::Users {
+            return json!({ "user": user, "sockets": online.sockets.len() });
+        }
+        let sockets: Vec<_> = online.sockets.iter().map(|socket| &**socket).collect();
+        let rooms: Vec<_> = online.rooms.iter().map(|room| &**room).collect();
+        json!({ "user": user, "sockets": sockets, "rooms": rooms })
     }
 
     /// The number of entries with the prefix, and those of the page.
@@ -237,6 +216,28 @@ impl Query {
         });
         shown.collect()
     }
+}
+
+/// A page of what `name` says.
+fn answer(name: &str, total: usize, page: &[Value], silent_nodes: &[String]) -> Value {
+    json!({
+        name: page,
+        "total": total,
+        "is_complete": silent_nodes.is_empty(),
+        "silent_nodes": silent_nodes,
+    })
+}
+
+/// The users, rooms and sockets that are named by their rooms.
+fn selection(names: &[String]) -> Selected<'_> {
+    let mut selected = Selected::default();
+    for name in names {
+        match name.strip_prefix(USER_ROOMS) {
+            Some(user) => selected.users.push(user),
+            None => selected.rooms.push(name),
+        }
+    }
+    selected
 }
 
 fn unknown(name: &str) -> Problem {

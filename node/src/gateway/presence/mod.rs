@@ -42,11 +42,12 @@ use tracing::debug;
 use self::{
     metrics::Metrics,
     stream::{Message, State},
+    table::Table,
 };
 pub(crate) use self::{
     settings::{Settings, TEMPLATE},
-    stream::{Found, FoundRooms},
-    table::{Look, Page, Selected},
+    stream::Found,
+    table::{Occupied, Online, Page, Selected},
 };
 use super::session::{self, user_room};
 
@@ -158,23 +159,26 @@ impl Presence {
 }
 
 impl Kept {
-    /// Users who are online.
-    pub(crate) fn look(&self, look: &Look<'_>) -> Found {
-        let Some((server, state)) = self.running.get() else {
-            return Found::default();
-        };
-        let alive = alive(server);
-        let now = self.now();
-        state.lock().look(look, &alive, now)
+    /// Users who are online: the selected ones, or all.
+    pub(crate) fn users(&self, selected: Option<&Selected<'_>>, page: &Page<'_>) -> Found<Online> {
+        self.found(|table| table.users(selected, page))
     }
 
     /// The rooms of users in the cluster, as far as this node knows.
-    pub(crate) fn rooms(&self, page: &Page<'_>) -> FoundRooms {
+    pub(crate) fn rooms(&self, page: &Page<'_>) -> Found<Occupied> {
+        self.found(|table| table.rooms(page))
+    }
+
+    fn found<T>(&self, look: impl FnOnce(&Table) -> (usize, Vec<T>)) -> Found<T> {
         let Some((server, state)) = self.running.get() else {
-            return FoundRooms::default();
+            return Found {
+                total: 0,
+                page: Vec::new(),
+                silent_nodes: Vec::new(),
+            };
         };
         let (alive, now) = (alive(server), self.now());
-        state.lock().rooms(page, &alive, now)
+        state.lock().found(&alive, now, look)
     }
 
     fn now(&self) -> Duration {

@@ -23,7 +23,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::table::{Look, Occupied, Online, Page, Table};
+use super::table::Table;
 
 /// A node publishes at least this often, so that others notice missing messages.
 const BEAT: Duration = Duration::from_secs(2);
@@ -433,29 +433,15 @@ impl State {
         self.advance(node, now);
     }
 
-    /// Returns users, and the nodes whose users are not all known. `alive` are the nodes
-    /// with a lease.
-    pub(super) fn look(&self, look: &Look<'_>, alive: &[String], now: Duration) -> Found {
-        let (total, users) = self.table.look(look);
-        Found {
-            total,
-            users,
-            silent_nodes: self.silent(alive, now),
-        }
-    }
-
-    /// The rooms of users that are known, and the nodes whose users are not.
-    pub(super) fn rooms(&self, page: &Page<'_>, alive: &[String], now: Duration) -> FoundRooms {
-        let (total, rooms) = self.table.rooms(page);
-        FoundRooms {
-            total,
-            rooms,
-            silent_nodes: self.silent(alive, now),
-        }
-    }
-
-    /// The nodes of which not all users are known.
-    fn silent(&self, alive: &[String], now: Duration) -> Vec<String> {
+    /// What is found in the table, and the nodes of which not all users are known. `alive` are the
+    /// nodes with a lease.
+    pub(super) fn found<T>(
+        &self,
+        alive: &[String],
+        now: Duration,
+        look: impl FnOnce(&Table) -> (usize, Vec<T>),
+    ) -> Found<T> {
+        let (total, page) = look(&self.table);
         let is_silent = |node: &&String| {
             let is_whole = |stream: &Stream| {
                 stream.phase == Phase::Whole && !stream.is_partial && now < stream.heard + SILENT
@@ -465,7 +451,11 @@ impl State {
                 false => !self.streams.get(node.as_str()).is_some_and(is_whole),
             }
         };
-        alive.iter().filter(is_silent).cloned().collect()
+        Found {
+            total,
+            page,
+            silent_nodes: alive.iter().filter(is_silent).cloned().collect(),
+        }
     }
 
     /// The sockets that are kept, and the full states that were published.
@@ -474,23 +464,13 @@ impl State {
     }
 }
 
-/// The result of a search for rooms.
-#[derive(Debug, Default)]
-pub(crate) struct FoundRooms {
-    /// How many rooms there are on all pages.
+/// The result of a search for users or rooms.
+#[derive(Debug)]
+pub(crate) struct Found<T> {
+    /// How many there are on all pages.
     pub(crate) total: usize,
-    pub(crate) rooms: Vec<Occupied>,
-    /// The nodes of which not all users are known.
-    pub(crate) silent_nodes: Vec<String>,
-}
-
-/// The result of a search.
-#[derive(Debug, Default)]
-pub(crate) struct Found {
-    /// The total number of users; `users` is one page of them.
-    pub(crate) total: usize,
-    pub(crate) users: Vec<Online>,
-    /// Nodes whose users are not known, or not all of them.
+    pub(crate) page: Vec<T>,
+    /// Nodes of which not all users are known.
     pub(crate) silent_nodes: Vec<String>,
 }
 

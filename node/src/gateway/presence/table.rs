@@ -34,19 +34,6 @@ impl Entry {
     }
 }
 
-/// The users that a search looks for.
-#[derive(Debug, Default)]
-pub(crate) struct Look<'a> {
-    /// Ids of sockets and names of rooms, which select together. Without them, everybody
-    /// is selected.
-    pub(crate) sockets: Option<Selected<'a>>,
-    /// Only users that begin with this text.
-    pub(crate) prefix: &'a str,
-    /// Only users after this one.
-    pub(crate) after: Option<&'a str>,
-    pub(crate) limit: usize,
-}
-
 /// A selection of sockets.
 #[derive(Debug, Default)]
 pub(crate) struct Selected<'a> {
@@ -66,13 +53,28 @@ pub(crate) struct Online {
 }
 
 /// A page of names.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Page<'a> {
     /// Only names that begin with this text.
     pub(crate) prefix: &'a str,
     /// Only names after this one.
     pub(crate) after: Option<&'a str>,
     pub(crate) limit: usize,
+}
+
+impl Page<'_> {
+    /// How many names begin with the prefix, and the entries of the page.
+    fn of<'a, V>(
+        &self,
+        index: &'a BTreeMap<Arc<str>, V>,
+    ) -> (usize, impl Iterator<Item = (&'a Arc<str>, &'a V)>) {
+        let from = (Bound::Included(self.prefix), Bound::Unbounded);
+        let found = index.range::<str, _>(from);
+        let found = found.take_while(|(name, _)| name.starts_with(self.prefix));
+        let total = found.clone().count();
+        let later = found.filter(|(name, _)| self.after.is_none_or(|after| &***name > after));
+        (total, later.take(self.limit))
+    }
 }
 
 /// A room with users in it.
@@ -153,10 +155,7 @@ impl Table {
             return false;
         }
         let socket: Arc<str> = socket.into();
-        let user = match self.users.get_key_value(user) {
-            Some((user, _)) => Arc::clone(user),
-            None => user.into(),
-        };
+        let user = interned(&self.users, user);
         let mut own = Vec::with_capacity(rooms.len());
         for room in rooms.iter().map(AsRef::as_ref) {
             let room = interned(&self.rooms, room);
@@ -214,26 +213,16 @@ impl Table {
         }
     }
 
-    /// The total number of matching users, and those of the page.
-    pub(super) fn look(&self, look: &Look<'_>) -> (usize, Vec<Online>) {
-        let Look {
-            prefix,
-            after,
-            limit,
-            ..
-        } = look;
-        let selected = look
-            .sockets
-            .as_ref()
-            .map(|selected| self.selected(selected));
+    /// How many users are selected, and those of the page. Without a selection, everybody is.
+    pub(super) fn users(
+        &self,
+        selected: Option<&Selected<'_>>,
+        page: &Page<'_>,
+    ) -> (usize, Vec<Online>) {
+        let selected = selected.map(|selected| self.selected(selected));
         // One of the two is walked: a page must not copy everybody.
-        let users = selected.as_ref().unwrap_or(&self.users);
-        let from = (Bound::Included(*prefix), Bound::Unbounded);
-        let found = users.range::<str, _>(from);
-        let found = found.take_while(|(user, _)| user.starts_with(prefix));
-        let total = found.clone().count();
-        let later = found.filter(|(user, _)| after.is_none_or(|after| &***user > after));
-        let page = later.take(*limit).map(|(user, sockets)| {
+        let (total, page) = page.of(selected.as_ref().unwrap_or(&self.users));
+        let page = page.map(|(user, sockets)| {
             let entries = sockets.iter().filter_map(|socket| self.get(socket));
             Online {
                 user: Arc::clone(user),
@@ -246,19 +235,10 @@ impl Table {
         (total, page.collect())
     }
 
-    /// The number of rooms that begin with the prefix, and those of the page.
+    /// How many rooms begin with the prefix, and those of the page.
     pub(super) fn rooms(&self, page: &Page<'_>) -> (usize, Vec<Occupied>) {
-        let Page {
-            prefix,
-            after,
-            limit,
-        } = page;
-        let from = (Bound::Included(*prefix), Bound::Unbounded);
-        let found = self.rooms.range::<str, _>(from);
-        let found = found.take_while(|(room, _)| room.starts_with(prefix));
-        let total = found.clone().count();
-        let later = found.filter(|(room, _)| after.is_none_or(|after| &***room > after));
-        let rooms = later.take(*limit).map(|(room, sockets)| {
+        let (total, page) = page.of(&self.rooms);
+        let page = page.map(|(room, sockets)| {
             let users = sockets.iter().filter_map(|socket| self.get(socket));
             let users: HashSet<_> = users.map(|entry| &entry.user).collect();
             Occupied {
@@ -267,7 +247,7 @@ impl Table {
                 users: users.len(),
             }
         });
-        (total, rooms.collect())
+        (total, page.collect())
     }
 
     fn selected(&self, selected: &Selected<'_>) -> Users {
@@ -312,25 +292,25 @@ mod tests {
         table
     }
 
-    fn users(table: &Table, look: &Look<'_>) -> (usize, Vec<(String, usize)>) {
-        let (total, page) = table.look(look);
-        let page = page
-            .into_iter()
-            .map(|online| (online.user.to_string(), online.sockets.len()));
-        (total, page.collect())
-    }
-
-    const ALL: Look<'_> = Look {
-        sockets: None,
+    const ALL: Page<'_> = Page {
         prefix: "",
         after: None,
         limit: 10,
     };
 
-    fn of<'a>(rooms: &[&'a str], users: &[&'a str]) -> Look<'a> {
+    fn users(table: &Table, page: Page<'_>) -> (usize, Vec<(String, usize)>) {
+        named(table.users(None, &page))
+    }
+
+    fn named((total, page): (usize, Vec<Online>)) -> (usize, Vec<(String, usize)>) {
+        let page = page.into_iter();
+        let page = page.map(|online| (online.user.to_string(), online.sockets.len()));
+        (total, page.collect())
+    }
+
+    fn selected(table: &Table, rooms: &[&str], users: &[&str]) -> (usize, Vec<(String, usize)>) {
         let (rooms, users) = (rooms.to_vec(), users.to_vec());
-        let sockets = Some(Selected { rooms, users });
-        Look { sockets, ..ALL }
+        named(table.users(Some(&Selected { rooms, users }), &ALL))
     }
 
     #[test]
@@ -338,23 +318,21 @@ mod tests {
         let table = table(100);
         let named = |name: &str, sockets| (name.to_owned(), sockets);
         let both = vec![named("ada", 2), named("bob", 1)];
-        assert_eq!(users(&table, &ALL), (2, both.clone()));
-        assert_eq!(users(&table, &of(&["lobby"], &[])), (2, both));
+        assert_eq!(users(&table, ALL), (2, both.clone()));
+        assert_eq!(selected(&table, &["lobby"], &[]), (2, both));
         let one = (1, vec![named("ada", 1)]);
-        assert_eq!(users(&table, &of(&["vip"], &[])), one);
-        assert_eq!(users(&table, &of(&["s1"], &[])), one);
+        assert_eq!(selected(&table, &["vip"], &[]), one);
+        assert_eq!(selected(&table, &["s1"], &[]), one);
         let of_ada = (1, vec![named("ada", 2)]);
-        assert_eq!(users(&table, &of(&["vip", "s2"], &["ada"])), of_ada);
-        assert_eq!(users(&table, &of(&["nowhere"], &["nobody"])), (0, vec![]));
-        let prefix = Look { prefix: "a", ..ALL };
-        assert_eq!(users(&table, &prefix), of_ada);
+        assert_eq!(selected(&table, &["vip", "s2"], &["ada"]), of_ada);
+        assert_eq!(selected(&table, &["nowhere"], &["nobody"]), (0, vec![]));
+        assert_eq!(users(&table, Page { prefix: "a", ..ALL }), of_ada);
         let after = Some("ada");
-        let page = users(&table, &Look { after, ..ALL });
+        let page = users(&table, Page { after, ..ALL });
         assert_eq!(page, (2, vec![named("bob", 1)]));
-        let limit = 1;
-        let page = users(&table, &Look { limit, ..ALL });
+        let page = users(&table, Page { limit: 1, ..ALL });
         assert_eq!(page, (2, vec![named("ada", 2)]));
-        let (_, online) = table.look(&ALL);
+        let (_, online) = table.users(None, &ALL);
         let rooms: Vec<_> = online[0].rooms.iter().map(|room| &**room).collect();
         assert_eq!(rooms, ["lobby", "vip"]);
     }
@@ -364,11 +342,6 @@ mod tests {
         let mut table = table(100);
         let two: Arc<str> = "two".into();
         table.set(&two, "s4", "bob", &["lobby"]);
-        let page = Page {
-            prefix: "",
-            after: None,
-            limit: 10,
-        };
         let rooms = |page| {
             let (total, rooms) = table.rooms(&page);
             let rooms = rooms.into_iter();
@@ -376,34 +349,19 @@ mod tests {
             (total, rooms.collect::<Vec<_>>())
         };
         let (lobby, vip) = (("lobby".to_owned(), 4, 2), ("vip".to_owned(), 1, 1));
-        assert_eq!(rooms(page), (2, vec![lobby.clone(), vip.clone()]));
-        assert_eq!(rooms(Page { limit: 1, ..page }), (2, vec![lobby]));
-        let after = Some("lobby");
-        assert_eq!(rooms(Page { after, ..page }), (2, vec![vip.clone()]));
-        assert_eq!(
-            rooms(Page {
-                prefix: "v",
-                ..page
-            }),
-            (1, vec![vip])
-        );
-        assert_eq!(
-            rooms(Page {
-                prefix: "x",
-                ..page
-            }),
-            (0, vec![])
-        );
+        assert_eq!(rooms(ALL), (2, vec![lobby.clone(), vip.clone()]));
+        assert_eq!(rooms(Page { limit: 1, ..ALL }), (2, vec![lobby]));
+        assert_eq!(rooms(Page { prefix: "v", ..ALL }), (1, vec![vip]));
     }
 
     #[test]
     fn nothing_is_left_of_what_has_gone() {
         let mut table = table(100);
         assert!(table.remove("s1") && !table.remove("s1"));
-        assert_eq!(table.look(&of(&["lobby"], &[])).0, 2);
+        assert_eq!(selected(&table, &["lobby"], &[]).0, 2);
         let two: Arc<str> = "two".into();
         assert!(table.set(&two, "s2", "ada", &["vip"]));
-        assert_eq!(table.look(&of(&["lobby"], &[])).0, 1);
+        assert_eq!(selected(&table, &["lobby"], &[]).0, 1);
         table.remove_node("two");
         assert_eq!((table.count, table.sockets()), (0, 0));
         assert!(table.users.is_empty() && table.rooms.is_empty());

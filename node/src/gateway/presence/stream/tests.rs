@@ -1,4 +1,4 @@
-use super::*;
+use super::{super::table::Page, *};
 
 /// Nodes that publish into each other's hands.
 struct Cluster {
@@ -52,12 +52,13 @@ impl Cluster {
     }
 
     fn users(&self, node: &str) -> (Vec<String>, Vec<String>) {
-        let look = Look {
+        let page = Page {
             limit: 10_000,
-            ..Look::default()
+            ..Page::default()
         };
-        let found = self.nodes[node].look(&look, &self.alive(), self.now);
-        let users = found.users.iter().map(|online| {
+        let look = |table: &Table| table.users(None, &page);
+        let found = self.nodes[node].found(&self.alive(), self.now, look);
+        let users = found.page.iter().map(|online| {
             let rooms: Vec<_> = online.rooms.iter().map(|room| &**room).collect();
             format!(
                 "{} {} {}",
@@ -259,9 +260,8 @@ fn a_node_without_place_for_its_own_sockets_notes_them_again_when_others_have_go
     }
     let alive = ["a".to_owned()];
     let silent = |state: &State| {
-        state
-            .look(&Look::default(), &alive, Duration::ZERO)
-            .silent_nodes
+        let look = |table: &Table| table.users(None, &Page::default());
+        state.found(&alive, Duration::ZERO, look).silent_nodes
     };
     assert_eq!(silent(&state), alive);
     let later = PLACE_AGAIN + Duration::from_secs(1);
