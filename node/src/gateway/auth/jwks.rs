@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use http::{StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -31,6 +31,7 @@ use super::{
     JwksSettings,
     keys::{Key, KeyError, read_set},
 };
+use crate::gateway::outbound::{self, Versions};
 
 /// The least time between two attempts that unknown keys cause, in seconds.
 /// Any client can send tokens with an unknown id, and these must not all become requests to the
@@ -192,12 +193,7 @@ impl Place {
                 if !matches!(uri.scheme_str(), Some("http" | "https")) {
                     return Err(set("url: expected http:// or https://"));
                 }
-                let connector = HttpsConnectorBuilder::new()
-                    .with_native_roots()
-                    .map_err(|error| set(format!("no root certificates: {error}")))?
-                    .https_or_http()
-                    .enable_http1()
-                    .build();
+                let connector = outbound::connector(FETCH_TIMEOUT, Versions::Http1).map_err(set)?;
                 let client = Client::builder(TokioExecutor::new()).build(connector);
                 Ok(Self::Url(uri, Box::new(client)))
             }
