@@ -7,7 +7,7 @@
 //! text that an operator sees before the program ends. Values that would be accepted and do
 //! nothing, such as a duration of zero or an origin with a path, are errors, too.
 
-use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{env, fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use roomcast::{ClientFiles, TrustedProxies};
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -320,6 +320,26 @@ pub(crate) mod read {
 
     pub(crate) fn redis<'de, D: Deserializer<'de>>(d: D) -> Result<Option<RedisUrl>, D::Error> {
         by(|text| text.parse().map(Some), d)
+    }
+}
+
+/// Reads a secret from a file or from a variable of the environment. Its value is in no error.
+pub(crate) fn secret(
+    file: Option<&PathBuf>,
+    variable: Option<&String>,
+) -> Result<Option<String>, String> {
+    let text = match (file, variable) {
+        (Some(file), _) => fs::read_to_string(file)
+            .map_err(|error| format!("cannot read {}: {error}", file.display()))?,
+        (None, Some(name)) => {
+            env::var(name).map_err(|_| format!("the variable {name} is not set"))?
+        }
+        (None, None) => return Ok(None),
+    };
+    // Editors end a file with a line break, which is no part of the secret.
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err("a key or password is empty".to_owned()),
+        secret => Ok(Some(secret.to_owned())),
     }
 }
 

@@ -29,7 +29,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use parking_lot::Mutex;
 use roomcast::{Limits, Server};
@@ -383,12 +383,9 @@ impl Current {
         let Some(value) = headers.get(header::AUTHORIZATION) else {
             return unauthorized("send the header Authorization: Bearer KEY");
         };
-        let Some((scheme, key)) = split_scheme(value.as_bytes()) else {
+        let Some(key) = bearer(value) else {
             return unauthorized("the header Authorization is not Bearer KEY");
         };
-        if !scheme.eq_ignore_ascii_case(b"bearer") {
-            return unauthorized("the header Authorization is not Bearer KEY");
-        }
         self.keys
             .find(key)
             .map_or_else(|| unauthorized("the key is unknown"), Ok)
@@ -412,10 +409,12 @@ pub(crate) async fn read_body(body: Body, limit: ByteSize, time: Span) -> Result
     }
 }
 
-/// Splits `Bearer KEY`.
-fn split_scheme(value: &[u8]) -> Option<(&[u8], &[u8])> {
-    let space = value.iter().position(|byte| *byte == b' ')?;
-    Some((&value[..space], value[space + 1..].trim_ascii()))
+/// What follows the word `Bearer` in the header `Authorization`.
+pub(crate) fn bearer(value: &HeaderValue) -> Option<&[u8]> {
+    let value = value.as_bytes();
+    let (scheme, credential) = value.split_at(value.iter().position(|byte| *byte == b' ')?);
+    let is_bearer = scheme.eq_ignore_ascii_case(b"bearer");
+    is_bearer.then(|| credential.trim_ascii())
 }
 
 /// Requires the media type of JSON. Browsers send it to other origins only after a
@@ -485,5 +484,14 @@ mod tests {
             let methods = paths[endpoint.path()].as_object().unwrap();
             assert!(methods.keys().eq([method]), "{endpoint:?}");
         }
+    }
+
+    #[test]
+    fn a_credential_follows_the_word_bearer() {
+        let of = |text| bearer(&HeaderValue::from_static(text)).map(<[u8]>::to_vec);
+        assert_eq!(of("Bearer a.b").as_deref(), Some(&b"a.b"[..]));
+        assert_eq!(of("bearer  a.b ").as_deref(), Some(&b"a.b"[..]));
+        assert_eq!(of("Basic a.b"), None);
+        assert_eq!(of("a.b"), None);
     }
 }

@@ -1,11 +1,11 @@
 //! The sections `hooks.NAME` of the file, and the checks that need no other section.
 
-use std::{env, fmt, fs, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use http::{HeaderName, Uri};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::super::values::read;
+use crate::gateway::values::{self, read};
 
 /// Its part of the commented default file.
 pub(crate) const TEMPLATE: &str = r#"
@@ -324,23 +324,16 @@ impl Settings {
 
     /// Reads the secret. Its value is in no error.
     pub(super) fn secret(&self) -> Result<Option<Vec<u8>>, String> {
-        let secret = match (&self.secret_file, &self.secret_env) {
-            (Some(file), _) => fs::read_to_string(file).map_err(|error| {
-                format!("cannot read `secret_file` {}: {error}", file.display())
-            })?,
-            (None, Some(name)) => env::var(name).map_err(|_| {
-                format!("the environment variable {name} of `secret_env` is not set")
-            })?,
-            (None, None) => return Ok(None),
-        };
-        // Editors end a file with a line break, which is not part of the secret.
-        let secret = secret.trim_end_matches(['\r', '\n']);
-        if secret.len() < MIN_SECRET {
+        let secret = values::secret(self.secret_file.as_ref(), self.secret_env.as_ref())?;
+        if secret
+            .as_ref()
+            .is_some_and(|secret| secret.len() < MIN_SECRET)
+        {
             return Err(format!(
                 "the secret is shorter than {MIN_SECRET} bytes: use `openssl rand -hex 32`"
             ));
         }
-        Ok(Some(secret.as_bytes().to_vec()))
+        Ok(secret.map(String::into_bytes))
     }
 }
 
@@ -350,6 +343,8 @@ const MIN_SECRET: usize = 16;
 
 #[cfg(test)]
 mod tests {
+    use std::{env, fs};
+
     use serde_json::{Value, json};
 
     use super::*;

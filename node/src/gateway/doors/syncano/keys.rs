@@ -17,9 +17,9 @@ use serde_json::{Map, Value};
 use super::{
     body::required,
     failure::Failure,
-    settings::{InstanceSettings, KeyKind, KeySettings, UserSettings, secret},
+    settings::{InstanceSettings, KeyKind, KeySettings, UserSettings},
 };
-use crate::gateway::api::Hash;
+use crate::gateway::{api::Hash, values::secret};
 
 /// The caller of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]

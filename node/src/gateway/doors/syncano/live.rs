@@ -18,10 +18,11 @@ use super::{
     failure::Failure,
     instance::Instance,
     keys::Login,
-    settings::{AccountSettings, Settings, secret},
+    settings::{AccountSettings, Settings},
     throttle::Throttle,
     time,
 };
+use crate::gateway::values::secret;
 
 /// Attempts to log in per second and address. The original lets as many requests without
 /// a key pass.

@@ -4,7 +4,7 @@
 //! variables. Only a key that is known as text can be returned for a password, so users
 //! and accounts with a password need one of the latter.
 
-use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use roomcast::HistoryLimits;
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -337,28 +337,6 @@ impl InstanceSettings {
         }
         Ok(())
     }
-}
-
-/// Reads a secret from a file or from a variable of the environment.
-pub(super) fn secret(
-    file: Option<&PathBuf>,
-    variable: Option<&String>,
-) -> Result<Option<String>, String> {
-    let text = match (file, variable) {
-        (Some(path), _) => {
-            fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?
-        }
-        (None, Some(name)) => {
-            env::var(name).map_err(|_| format!("the variable {name} is not set"))?
-        }
-        (None, None) => return Ok(None),
-    };
-    // Editors end a file with a line break, which is not part of the secret.
-    let text = text.trim_end_matches(['\r', '\n']);
-    if text.is_empty() {
-        return Err("a key or password is empty".to_owned());
-    }
-    Ok(Some(text.to_owned()))
 }
 
 /// Reads the beginning of the namespaces. A slash at its end is dropped, because one
