@@ -18,7 +18,7 @@ use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Call, Service,
+    Call, Service, body,
     failure::Failure,
     instance::Instance,
     keys::Caller,
@@ -165,8 +165,7 @@ impl Service {
         application: &Application,
     ) -> Result<Response, Failure> {
         let instance = call.instance;
-        let class = instance.classes.get(class_name);
-        let class = class.ok_or_else(Failure::not_found)?;
+        let class = instance.class(class_name)?;
         let (task, sent) = match *method {
             Method::GET => (Task::Read, Map::new()),
             Method::DELETE => (Task::Delete, Map::new()),
@@ -189,7 +188,7 @@ impl Service {
         object.insert("id".to_owned(), id.into());
         let text = |name: &str| object.get(name).and_then(Value::as_str);
         let (channel, room) = (text("channel"), text("channel_room"));
-        let mut payload = Map::from_iter([("id".to_owned(), Value::from(id))]);
+        let mut payload = body::object([("id", id.into())]);
         let action = match task {
             Task::Update => {
                 // The application may have changed the values that the client has sent.

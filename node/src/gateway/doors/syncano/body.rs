@@ -4,6 +4,7 @@ use axum::body::Body;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use roomcast::syncano;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::failure::Failure;
@@ -36,6 +37,30 @@ pub(super) fn required<'a>(fields: &'a Map<String, Value>, name: &str) -> Result
         true => Err(Failure::field(name, "This field is required.")),
         false => Ok(text),
     }
+}
+
+/// One of several words. An absent field, and null, are none. The error is the text of the problem.
+pub(super) fn choice<T: DeserializeOwned>(
+    fields: &Map<String, Value>,
+    name: &str,
+) -> Result<Option<T>, String> {
+    let Some(value) = fields.get(name).filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    T::deserialize(value).map(Some).map_err(|_| {
+        let shown = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
+        format!("\"{shown}\" is not a valid choice.")
+    })
+}
+
+/// The object of these members.
+pub(super) fn object<const N: usize>(members: [(&str, Value); N]) -> Map<String, Value> {
+    let members = members.into_iter();
+    members
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@
 
 use http::StatusCode;
 use roomcast::syncano::integer;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
-use super::{failure::Failure, keys::Caller, settings::ChannelSettings, time};
+use super::{body, failure::Failure, keys::Caller, settings::ChannelSettings, time};
 
 /// A channel's type, which is fixed when it is created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,13 +128,13 @@ impl Channel {
             _ => String::new(),
         };
         if name.is_empty() {
-            problems.insert("name".to_owned(), json!(["This field is required."]));
+            add(&mut problems, "name", "This field is required.");
         } else if name.chars().count() > MAX_NAME {
             let text = format!("Ensure this field has no more than {MAX_NAME} characters.");
-            problems.insert("name".to_owned(), json!([text]));
+            add(&mut problems, "name", &text);
         } else if !is_name(&name) {
             let text = format!("Invalid name: expected {NAME_RULE}.");
-            problems.insert("name".to_owned(), json!([text]));
+            add(&mut problems, "name", &text);
         }
         let mut channel = Self::configured(&name, &ChannelSettings::default(), now);
         if let Some(kind) = choice(fields, "type", &mut problems) {
@@ -306,21 +306,15 @@ fn add(problems: &mut Map<String, Value>, field: &str, text: &str) {
 }
 
 /// Reads one of several words. An absent field, and null, mean that nothing changes.
-fn choice<T: serde::de::DeserializeOwned>(
+fn choice<T: DeserializeOwned>(
     fields: &Map<String, Value>,
     field: &str,
     problems: &mut Map<String, Value>,
 ) -> Option<T> {
-    let value = fields.get(field).filter(|value| !value.is_null())?;
-    let choice = T::deserialize(value).ok();
-    if choice.is_none() {
-        let text = match value {
-            Value::String(text) => format!("\"{text}\" is not a valid choice."),
-            other => format!("\"{other}\" is not a valid choice."),
-        };
+    body::choice(fields, field).unwrap_or_else(|text| {
         add(problems, field, &text);
-    }
-    choice
+        None
+    })
 }
 
 /// A truth value, also as the text that the original's examples send.

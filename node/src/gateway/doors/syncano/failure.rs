@@ -6,6 +6,8 @@ use http::{HeaderValue, StatusCode, header};
 use roomcast::syncano::Mistake;
 use serde_json::{Map, Value, json};
 
+use super::body::object;
+
 /// Why a request is refused.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Failure {
@@ -29,9 +31,7 @@ impl Failure {
 
     /// A field with the texts of its mistakes.
     pub(super) fn field(name: &str, text: impl Into<String>) -> Self {
-        let mut fields = Map::new();
-        fields.insert(name.to_owned(), json!([text.into()]));
-        Self::fields(fields)
+        Self::fields(object([(name, json!([text.into()]))]))
     }
 
     pub(super) fn fields(fields: Map<String, Value>) -> Self {
@@ -43,10 +43,8 @@ impl Failure {
 
     /// The original sends a text here, not a list.
     pub(super) fn no_room() -> Self {
-        let mut fields = Map::new();
         let text = "This field is required for channels with separate rooms.";
-        fields.insert("room".to_owned(), text.into());
-        Self::fields(fields)
+        Self::fields(object([("room", text.into())]))
     }
 
     /// The status is 403 and not 401, because the original names no scheme of authentication.
@@ -82,6 +80,14 @@ impl Failure {
         Self {
             allow: Some(allow),
             ..Self::detail(StatusCode::METHOD_NOT_ALLOWED, text)
+        }
+    }
+
+    /// Refuses any other method than the only one of the path.
+    pub(super) fn unless(method: &http::Method, only: &'static str) -> Result<(), Self> {
+        match method.as_str() == only {
+            true => Ok(()),
+            false => Err(Self::method(method, only)),
         }
     }
 

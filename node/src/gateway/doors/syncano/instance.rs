@@ -72,6 +72,11 @@ impl Instance {
         }
     }
 
+    /// Finds a class.
+    pub(super) fn class(&self, name: &str) -> Result<&ClassSettings, Failure> {
+        self.classes.get(name).ok_or_else(Failure::not_found)
+    }
+
     /// Finds a channel.
     pub(super) async fn channel(&self, store: &Store, name: &str) -> Result<Channel, Failure> {
         if let Some(channel) = self.fixed.get(name) {

@@ -12,7 +12,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use http::{HeaderMap, StatusCode, header};
 use roomcast::syncano::Query;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
     body::required,
@@ -64,19 +64,15 @@ impl Caller {
     /// The author of a notification.
     /// All recipients of the notification see it, so it has ids and no keys.
     pub(super) fn author(&self) -> Value {
-        let mut author = Map::new();
         match self {
-            Self::Account { id } => {
-                author.insert("admin".to_owned(), (*id).into());
-            }
-            Self::Api { id, user, .. } => {
-                author.insert("api_key".to_owned(), (*id).into());
-                if let Some(user) = user {
-                    author.insert("user".to_owned(), user.id.into());
-                }
-            }
+            Self::Account { id } => json!({ "admin": id }),
+            Self::Api { id, user: None, .. } => json!({ "api_key": id }),
+            Self::Api {
+                id,
+                user: Some(user),
+                ..
+            } => json!({ "api_key": id, "user": user.id }),
         }
-        author.into()
     }
 
     /// Names whose requests are counted together.
@@ -251,8 +247,6 @@ impl Keys {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     const ACCOUNT: &str = "0000000000000000000000000000000000000001";

@@ -27,9 +27,7 @@ impl Service {
         call: Call<'_>,
         name: &str,
     ) -> Result<Response, Failure> {
-        if method != Method::POST {
-            return Err(Failure::method(method, "POST"));
-        }
+        Failure::unless(method, "POST")?;
         let channel = call
             .instance
             .channel(&self.syncano.fixed.store, name)
@@ -91,9 +89,7 @@ impl Service {
         call: &Call<'_>,
         name: &str,
     ) -> Result<Channel, Failure> {
-        if method != Method::GET {
-            return Err(Failure::method(method, "GET"));
-        }
+        Failure::unless(method, "GET")?;
         let channel = call.instance.channel(&self.syncano.fixed.store, name).await;
         let channel = channel.map_err(|failure| match failure.status {
             StatusCode::NOT_FOUND => {

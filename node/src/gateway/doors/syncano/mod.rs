@@ -234,9 +234,7 @@ impl Service {
         let (parts, body) = request.into_parts();
         let found = async {
             let fields = self.read(&parts, body, MAX_PUBLISH).await?;
-            if parts.method != Method::POST {
-                return Err(Failure::method(&parts.method, "POST"));
-            }
+            Failure::unless(&parts.method, "POST")?;
             let live = self.syncano.live();
             // A password can be guessed, unlike a key, so attempts are limited for each
             // address.
@@ -393,14 +391,8 @@ fn for_accounts(caller: &Caller) -> Result<(), Failure> {
 /// The application's classes are part of the settings, so their status is always
 /// `ready`.
 fn class(method: &Method, call: &Call<'_>, name: &str) -> Result<Response, Failure> {
-    if method != Method::GET {
-        return Err(Failure::method(method, "GET"));
-    }
-    let class = call
-        .instance
-        .classes
-        .get(name)
-        .ok_or_else(Failure::not_found)?;
+    Failure::unless(method, "GET")?;
+    let class = call.instance.class(name)?;
     let own = format!("{}/classes/{name}/", call.base);
     let body = json!({
         "name": name,
@@ -417,9 +409,7 @@ fn class(method: &Method, call: &Call<'_>, name: &str) -> Result<Response, Failu
 
 /// Returns the key of a user for its password.
 fn log_in(method: &Method, call: Call<'_>) -> Result<Response, Failure> {
-    if method != Method::POST {
-        return Err(Failure::method(method, "POST"));
-    }
+    Failure::unless(method, "POST")?;
     let (fields, base) = (call.fields?, call.base);
     let (id, key) = call.instance.keys.log_in(&fields)?;
     let body = json!({

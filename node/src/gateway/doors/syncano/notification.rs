@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::time;
+use super::{body::object, time};
 
 /// The event that a notification is.
 pub(super) const EVENT: &str = "notification";
@@ -44,14 +44,12 @@ impl Action<'_> {
 
 /// The argument of the event that a notification is.
 pub(super) fn argument(action: Action<'_>, author: Value, payload: Map<String, Value>) -> Value {
-    let members = [
+    Value::Object(object([
         ("action", action.name().into()),
         ("author", author),
         ("metadata", action.metadata()),
         ("payload", payload.into()),
-    ];
-    let members = members.map(|(key, value)| (key.to_owned(), value));
-    Value::Object(Map::from_iter(members))
+    ]))
 }
 
 /// The notification that an event is. `args` is the JSON text of its arguments.
@@ -63,9 +61,8 @@ pub(super) fn of_event(event: &str, args: &str, id: u64, millis: u64) -> Map<Str
         [Value::Object(only)] if event == EVENT && only.contains_key("action") => Some(only),
         _ => None,
     };
-    let mut all = Map::new();
-    all.insert("id".to_owned(), id.into());
-    all.insert("created_at".to_owned(), time::format(millis).into());
+    let created_at = time::format(millis).into();
+    let mut all = object([("id", id.into()), ("created_at", created_at)]);
     for (key, default) in [
         ("action", json!("custom")),
         ("author", json!({})),

@@ -24,6 +24,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Call, Service,
+    body::{self, choice},
     channel::{Channel, Kind},
     failure::{Failure, json_response},
     instance::{Instance, MAX_ATTEMPTS},
@@ -107,33 +108,19 @@ impl Object {
 
     /// The object without links. With `is_payload`, it is the payload of its notification.
     pub(super) fn to_json(&self, is_payload: bool) -> Map<String, Value> {
-        let mut all = Map::new();
-        all.insert("id".to_owned(), self.id.into());
-        all.insert(
-            "created_at".to_owned(),
-            time::format(self.created_at).into(),
-        );
-        all.insert(
-            "updated_at".to_owned(),
-            time::format(self.updated_at).into(),
-        );
-        all.insert("revision".to_owned(), self.revision.into());
-        all.insert("owner".to_owned(), self.owner.into());
-        all.insert(
-            "owner_permissions".to_owned(),
-            json!(self.owner_permissions),
-        );
-        all.insert("group".to_owned(), self.group.into());
-        all.insert(
-            "group_permissions".to_owned(),
-            json!(self.group_permissions),
-        );
-        all.insert(
-            "other_permissions".to_owned(),
-            json!(self.other_permissions),
-        );
-        all.insert("channel".to_owned(), self.channel.clone().into());
-        all.insert("channel_room".to_owned(), self.channel_room.clone().into());
+        let mut all = body::object([
+            ("id", self.id.into()),
+            ("created_at", time::format(self.created_at).into()),
+            ("updated_at", time::format(self.updated_at).into()),
+            ("revision", self.revision.into()),
+            ("owner", self.owner.into()),
+            ("owner_permissions", json!(self.owner_permissions)),
+            ("group", self.group.into()),
+            ("group_permissions", json!(self.group_permissions)),
+            ("other_permissions", json!(self.other_permissions)),
+            ("channel", self.channel.clone().into()),
+            ("channel_room", self.channel_room.clone().into()),
+        ]);
         all.extend(self.fields.clone());
         match is_payload {
             true => payload(all),
@@ -217,15 +204,8 @@ fn permission(
     name: &str,
     default: Permission,
 ) -> Result<Permission, Failure> {
-    match fields.get(name) {
-        None | Some(Value::Null) => Ok(default),
-        Some(value) => Permission::deserialize(value).map_err(|_| {
-            let shown = value
-                .as_str()
-                .map_or_else(|| value.to_string(), str::to_owned);
-            Failure::field(name, format!("\"{shown}\" is not a valid choice."))
-        }),
-    }
+    let permission = choice(fields, name).map_err(|text| Failure::field(name, text))?;
+    Ok(permission.unwrap_or(default))
 }
 
 /// Reads the id of an owner or a group.
@@ -247,11 +227,8 @@ impl Service {
         call: Call<'_>,
         class_name: &str,
     ) -> Result<Response, Failure> {
-        if method != Method::POST {
-            return Err(Failure::method(method, "POST"));
-        }
-        let class = call.instance.classes.get(class_name);
-        let class = class.ok_or_else(Failure::not_found)?;
+        Failure::unless(method, "POST")?;
+        let class = call.instance.class(class_name)?;
         let caller = &call.caller;
         if !may_create(class, caller) {
             return Err(Failure::forbidden());
@@ -304,12 +281,7 @@ impl Service {
             room = of_channel(channel, text(fields, "channel_room")?)?;
             channel.check_object(caller)?;
         }
-        let now = time::now();
         Ok(Object {
-            id: 0,
-            created_at: now,
-            updated_at: now,
-            revision: 1,
             owner: match caller.user() {
                 // A user owns the objects that it creates. Only keys without a user can name
                 // another owner.
@@ -323,6 +295,7 @@ impl Service {
             channel: channel.as_ref().map(|channel| channel.name.clone()),
             channel_room: room,
             fields: own_fields(class, fields),
+            ..Object::unknown(0)
         })
     }
 
@@ -368,8 +341,7 @@ impl Service {
                 .ask_about(method, call, (class_name, id), application)
                 .await;
         }
-        let class = call.instance.classes.get(class_name);
-        let class = class.ok_or_else(Failure::not_found)?;
+        let class = call.instance.class(class_name)?;
         let store = &self.syncano.fixed.store;
         let (table, field) = (self.table(call.instance, class_name), id.to_string());
         let caller = &call.caller;
@@ -378,8 +350,7 @@ impl Service {
             Method::GET => object.check(caller, Permission::Read)?,
             Method::DELETE => {
                 object.check(caller, Permission::Full)?;
-                let mut payload = Map::new();
-                payload.insert("id".to_owned(), id.into());
+                let payload = body::object([("id", id.into())]);
                 let action = (Action::Delete(class_name), payload);
                 // Of two deletions at the same time, one publishes.
                 if store.remove(&table, &field).await? {

@@ -24,7 +24,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use futures_util::StreamExt as _;
-use http::{HeaderValue, Method, Request, StatusCode, header, request::Parts};
+use http::{HeaderValue, Request, StatusCode, header, request::Parts};
 use roomcast::{
     Socket,
     plain::{Chunk, Event, Form, Heartbeat, Open, OpenError, Stream},
@@ -104,9 +104,7 @@ impl Service {
         name: &str,
         query: &Query,
     ) -> Result<Reply, Failure> {
-        if parts.method != Method::GET {
-            return Err(Failure::method(&parts.method, "GET"));
-        }
+        Failure::unless(&parts.method, "GET")?;
         let channel = call
             .instance
             .channel(&self.syncano.fixed.store, name)
