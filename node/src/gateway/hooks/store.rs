@@ -29,9 +29,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use roomcast::{
     RedisConfig,
-    emitter::redis::{
-        Endpoint, PublishError, Publisher, PublisherConfig, PublisherState, Reply, Value,
-    },
+    emitter::redis::{PublishError, Publisher, PublisherState, Reply, Value},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -42,7 +40,10 @@ use tokio::{
 
 pub(super) use self::rooms::{Kind, Update};
 use super::metrics::Metrics;
-use crate::gateway::{line_limit::LineLimit, redis_commands};
+use crate::gateway::{
+    line_limit::LineLimit,
+    redis_commands::{self, RedisCommands},
+};
 
 /// The most records of a node. The next ones are not stored.
 /// Beyond the limits, a disconnect of a living node is still delivered: only that of a
@@ -247,7 +248,7 @@ pub(super) trait Heir: Send + Sync + 'static {
 
 /// The disconnects of a node in Redis.
 pub(super) struct Store {
-    config: RedisConfig,
+    redis: RedisCommands,
     records: Mutex<Records>,
     has_changes: Notify,
     /// Held while a batch is written.
@@ -258,7 +259,7 @@ pub(super) struct Store {
 }
 
 struct Link {
-    publisher: Publisher,
+    publisher: Arc<Publisher>,
     node: String,
     /// The beginning of all keys.
     prefix: String,
@@ -270,7 +271,7 @@ struct Link {
 impl Store {
     pub(super) fn new(config: RedisConfig, metrics: &Metrics) -> Self {
         Self {
-            config,
+            redis: RedisCommands::new(config),
             records: Mutex::default(),
             has_changes: Notify::new(),
             writing: tokio::sync::Mutex::default(),
@@ -285,15 +286,11 @@ impl Store {
         if self.link.get().is_some() {
             return;
         }
-        let config = PublisherConfig {
-            reply_timeout: self.config.publish_timeout,
-            ..PublisherConfig::default()
-        };
-        let endpoint = Endpoint::new(self.config.url.clone());
+        let prefix = format!("{}-{{hooks}}#", self.redis.prefix());
         let link = self.link.get_or_init(|| Link {
-            publisher: Publisher::start(endpoint, config),
-            prefix: format!("{}-{{hooks}}#", self.config.prefix),
-            leases: format!("{}-{{hooks}}#leases", self.config.prefix),
+            publisher: Arc::clone(self.redis.publisher()),
+            leases: format!("{prefix}leases"),
+            prefix,
             own: self.key(&node),
             keeper: OnceLock::new(),
             node,
@@ -360,7 +357,7 @@ impl Store {
     }
 
     fn key(&self, node: &str) -> String {
-        format!("{}-{{hooks}}#node:{node}", self.config.prefix)
+        format!("{}-{{hooks}}#node:{node}", self.redis.prefix())
     }
 
     fn failed(&self, error: &str) {
