@@ -8,6 +8,7 @@ mod admin;
 mod api;
 mod auth;
 mod build;
+mod clock;
 mod cluster;
 mod config;
 mod demo;

@@ -14,7 +14,7 @@
 
 use std::{
     path::PathBuf,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use clap::{Args, ValueEnum};
@@ -23,6 +23,7 @@ use roomcast::{Certificate, Server, Tls, TlsVersion};
 use tracing::{info, warn};
 
 use super::{
+    clock,
     config::Config,
     relay,
     reload::{Preparing, Reloadable, prepared},
@@ -272,32 +273,24 @@ impl Reloadable for Ports {
 fn show(expiry: &IntGaugeVec, certificates: &[(PathBuf, Certificate)]) {
     // A file that is no longer used must not stay in the metric, where its expiry would alert.
     expiry.reset();
-    let now = now();
+    let now = clock::unix_time();
     for (file, certificate) in certificates {
         let not_after = certificate.not_after();
         let file = file.display();
-        let seconds = not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let seconds = i64::try_from(seconds.as_secs()).unwrap_or(i64::MAX);
+        let end = not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = i64::try_from(end.as_secs()).unwrap_or(i64::MAX);
         expiry.with_label_values(&[&file.to_string()]).set(seconds);
         let names = certificate.names().collect::<Vec<_>>().join(", ");
         let expires = httpdate::fmt_http_date(not_after);
         info!(%file, names, expires, "using a certificate");
-        match not_after.duration_since(now) {
-            Err(_) => {
+        match end.checked_sub(now) {
+            None => {
                 warn!(%file, expires, "the certificate has expired: renew it, then send SIGHUP")
             }
-            Ok(left) if left < EXPIRES_SOON => {
+            Some(left) if left < EXPIRES_SOON => {
                 warn!(%file, expires, "the certificate expires soon: renew it, then send SIGHUP");
             }
-            Ok(_) => {}
+            Some(_) => {}
         }
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "certificates expire by the host's clock"
-)]
-fn now() -> SystemTime {
-    SystemTime::now()
 }

@@ -19,9 +19,9 @@ use roomcast::{Health, Server};
 use tokio::time::sleep;
 use tracing_appender::non_blocking::ErrorCounter;
 
-use super::admin::Figures;
 #[cfg(target_os = "linux")]
 use super::process::Process;
+use super::{admin::Figures, clock};
 
 /// Time between two beats of the workers.
 const BEAT: Duration = Duration::from_secs(1);
@@ -142,7 +142,7 @@ impl Heart {
     }
 
     fn millis(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+        clock::millis(self.start.elapsed())
     }
 }
 

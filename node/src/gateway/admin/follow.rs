@@ -29,8 +29,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
-use super::view::millis;
-use crate::gateway::session;
+use crate::gateway::{
+    clock::{self, millis},
+    session,
+};
 
 /// Lines that wait for a page or for another node. Further ones are dropped and counted.
 const MAX_LINES: usize = 200;
@@ -391,7 +393,7 @@ fn describe(observation: Observation<'_>, node: &str) -> String {
     let socket = socket_of(observation);
     let mut line = Described {
         node,
-        time: super::view::time(),
+        time: clock::unix_millis(),
         socket: socket.map(|socket| socket.id().as_str()),
         user: socket.and_then(session::user),
         ..Described::default()

@@ -36,9 +36,12 @@ use super::{
     attempts::Attempts,
     follow::{Follow, What},
     metrics::{Metrics, Opened, Refusal},
-    view::{MAX_PAGES, Page, Seen, View, millis},
+    view::{MAX_PAGES, Page, Seen, View},
 };
-use crate::gateway::api::{Api, DEMO_KEY, Key, Kind, Problem, Verb};
+use crate::gateway::{
+    api::{Api, DEMO_KEY, Key, Kind, Problem, Verb},
+    clock::millis,
+};
 
 /// The longest silence of a stream. The page takes a longer one for the end of the node.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);

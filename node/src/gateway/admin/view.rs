@@ -22,7 +22,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -32,7 +32,7 @@ use serde_json::value::RawValue;
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::debug;
 
@@ -41,7 +41,10 @@ use super::{
     follow::{Follow, Followed, Following, Follows, Lines},
     status::Status,
 };
-use crate::gateway::api::Key;
+use crate::gateway::{
+    api::Key,
+    clock::{self, millis},
+};
 
 /// The event between nodes.
 const EVENT: &str = "roomcast:admin";
@@ -111,13 +114,9 @@ pub(crate) struct View {
 
 impl View {
     /// `dialect` is how the node speaks to the others.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "statuses of other nodes age by this node's clock"
-    )]
     pub(crate) fn new(dialect: Option<String>) -> Arc<Self> {
         Arc::new(Self {
-            start: Instant::now(),
+            start: clock::now(),
             dialect,
             server: OnceLock::new(),
             nodes: Mutex::default(),
@@ -307,7 +306,7 @@ impl View {
     fn status(&self, server: &Server, health: &Health) -> String {
         let mut status = Status::read(server.registry());
         status.dialect.clone_from(&self.dialect);
-        status.time = time();
+        status.time = clock::unix_millis();
         status.obstacle = health.obstacle().map(String::from);
         serde_json::to_string(&status).unwrap_or_default()
     }
@@ -323,20 +322,6 @@ async fn publish(server: Server, message: Message) {
     if let Err(error) = emitted {
         debug!(%error, "other nodes may not have received the status of this one");
     }
-}
-
-/// Milliseconds since 1970.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "nodes tell each other when something was"
-)]
-pub(super) fn time() -> u64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH);
-    millis(time.unwrap_or_default())
-}
-
-pub(super) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// An open page. Dropping it closes it.

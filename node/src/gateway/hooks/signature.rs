@@ -1,8 +1,8 @@
 //! The signature of a request, which proves to a backend that it comes from this deployment.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use ring::hmac;
+
+use crate::gateway::clock;
 
 /// The header that carries it.
 pub(super) const HEADER: &str = "roomcast-signature";
@@ -28,13 +28,7 @@ impl Secret {
 
 /// The host's time in seconds since 1970.
 pub(super) fn now() -> u64 {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the place that reads the time for signatures"
-    )]
-    let now = SystemTime::now();
-    now.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    clock::unix_time().as_secs()
 }
 
 #[cfg(test)]

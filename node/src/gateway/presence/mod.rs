@@ -28,14 +28,14 @@ mod table;
 use std::{
     collections::{BTreeMap, HashSet},
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use roomcast::{Namespace, Observation, Observer, Server, Socket, SocketId};
 use tokio::{
     sync::Notify,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::debug;
 
@@ -49,7 +49,10 @@ pub(crate) use self::{
     stream::Found,
     table::{Occupied, Online, Page, Selected},
 };
-use super::session::{self, user_room};
+use super::{
+    clock,
+    session::{self, user_room},
+};
 
 /// The event between nodes.
 const EVENT: &str = "roomcast:presence";
@@ -87,12 +90,8 @@ pub(crate) struct Kept {
 }
 
 impl Presence {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "what other nodes have published ages by this node's clock"
-    )]
     pub(crate) fn new(settings: &Settings) -> Self {
-        let start = Instant::now();
+        let start = clock::now();
         let kept = settings.namespaces.iter().map(|name| {
             let kept = Kept {
                 name: name.0.clone(),

@@ -62,6 +62,7 @@ use super::{
     tls::{self, NodeTls},
 };
 use crate::gateway::{
+    clock,
     line_limit::LineLimit,
     outbound::{self, Forwarded},
 };
@@ -366,7 +367,7 @@ impl Sender {
             } else {
                 relay::Method::Get
             },
-            time: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            time: clock::millis(now),
             query,
             accept_encoding: text(header::ACCEPT_ENCODING),
             content_type: text(header::CONTENT_TYPE),

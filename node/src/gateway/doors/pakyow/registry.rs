@@ -25,10 +25,10 @@ use roomcast::{
     emitter::redis::{PublishError, Reply, Value},
 };
 
+pub(super) use self::hash::BATCH;
 use self::memory::Memory;
-pub(super) use self::{hash::BATCH, memory::now};
 use super::subscriptions::RESERVED;
-use crate::gateway::redis_commands::RedisCommands;
+use crate::gateway::{clock::now, redis_commands::RedisCommands};
 
 /// The beginning of a member that names a node. Channels cannot begin like that.
 const NODE: &str = "pw:node:";

@@ -50,11 +50,11 @@ use tokio::{
 use super::{
     Pakyow,
     form::PUSH,
-    registry::{Bounds, Registry, now},
+    registry::{Bounds, Registry},
     settings::RegistrySettings,
     subscriptions::{RESERVED, push_args},
 };
-use crate::gateway::redis_commands::RedisCommands;
+use crate::gateway::{clock::now, redis_commands::RedisCommands};
 
 /// The channel on which nodes publish the digests whose subscriptions they have changed.
 const CHANGED: &str = "pw:changed";

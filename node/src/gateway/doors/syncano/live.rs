@@ -20,9 +20,8 @@ use super::{
     keys::Login,
     settings::{AccountSettings, Settings},
     throttle::Throttle,
-    time,
 };
-use crate::gateway::values::secret;
+use crate::gateway::{clock, values::secret};
 
 /// Attempts to log in per second and address. The original lets as many requests without
 /// a key pass.
@@ -49,7 +48,7 @@ impl Live {
         fixed: &Fixed,
         before: Option<&Self>,
     ) -> Result<Self, String> {
-        let now = time::now();
+        let now = clock::unix_millis();
         let mut instances = BTreeMap::new();
         for (name, of_instance) in &settings.instances {
             let Some(namespace) = fixed.namespaces.get(name) else {

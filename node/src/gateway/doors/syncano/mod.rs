@@ -63,6 +63,7 @@ use self::{
 };
 use super::{Door, DoorLimit, Doors, Granted, Reply};
 use crate::gateway::{
+    clock,
     config::Config,
     hooks::Hooks,
     reload::{Preparing, Reloadable, prepared},
@@ -336,7 +337,7 @@ impl Service {
                 for_accounts(&call.caller)?;
                 let channel = call
                     .instance
-                    .create(store, &call.fields?, time::now())
+                    .create(store, &call.fields?, clock::unix_millis())
                     .await?;
                 let body = channel.to_json(call.base);
                 Ok(json_response(StatusCode::CREATED, &body))
@@ -365,7 +366,7 @@ impl Service {
                 instance.channel(store, name).await?;
                 for_accounts(&call.caller)?;
                 let fields = call.fields?;
-                let changing = instance.update(store, name, &fields, time::now());
+                let changing = instance.update(store, name, &fields, clock::unix_millis());
                 Ok(shown(&changing.await?))
             }
             Method::DELETE => {

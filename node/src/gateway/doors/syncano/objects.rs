@@ -34,6 +34,7 @@ use super::{
     store::Inserted,
     time,
 };
+use crate::gateway::clock;
 
 /// The default limit for stored objects of a class.
 const MAX_OBJECTS: usize = 10_000;
@@ -74,7 +75,7 @@ pub(super) struct Object {
 impl Object {
     /// An object whose id alone is known.
     pub(super) fn unknown(id: u64) -> Self {
-        let now = time::now();
+        let now = clock::unix_millis();
         Self {
             id,
             created_at: now,
@@ -403,7 +404,7 @@ impl Service {
             payload.insert("id".to_owned(), id.into());
             object.fields.extend(changes.clone());
             object.revision += 1;
-            object.updated_at = time::now();
+            object.updated_at = clock::unix_millis();
             let new = json!(object).to_string();
             let replacing = self.syncano.fixed.store.replace(&table, &field, &old, &new);
             if replacing.await? {

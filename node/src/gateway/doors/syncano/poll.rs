@@ -37,9 +37,11 @@ use super::{
     failure::Failure,
     notification,
     stream::{COPY, Next, Streams},
-    time,
 };
-use crate::gateway::doors::{Door, Place, earlier::Earlier};
+use crate::gateway::{
+    clock,
+    doors::{Door, Place, earlier::Earlier},
+};
 
 /// How a poll sees events.
 pub(super) struct Notifications;
@@ -50,7 +52,7 @@ impl Form for Notifications {
         if event.name == COPY {
             return;
         }
-        let millis = event.time.unwrap_or_else(time::now);
+        let millis = event.time.unwrap_or_else(clock::unix_millis);
         let id = event.id.unwrap_or_default();
         let mut notification = notification::of_event(event.name, event.args, id, millis);
         if event.id.is_none() {

@@ -30,8 +30,8 @@ use super::{
     failure::Failure,
     history::{MAX_PAGE, Page, Read},
     notification::{self, EVENT},
-    time,
 };
+use crate::gateway::clock;
 
 /// The event that a copy is.
 pub(super) const COPY: &str = "notification:copy";
@@ -159,8 +159,7 @@ impl Streams {
 
     /// The time of the oldest notifications that are listed, in milliseconds since 1970.
     fn begin(&self) -> u64 {
-        let age = u64::try_from(self.age.as_millis()).unwrap_or(u64::MAX);
-        time::now().saturating_sub(age)
+        clock::unix_millis().saturating_sub(clock::millis(self.age))
     }
 
     /// The newest id of a room, or 0.

@@ -8,6 +8,8 @@ use std::{collections::HashMap, time::Duration};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::gateway::clock::now;
+
 /// The most callers that are counted in a second. Further ones are throttled.
 /// It bounds the table. Throttled clients retry after a second.
 const MAX_CALLERS: usize = 10_000;
@@ -57,14 +59,6 @@ impl Throttle {
         *count = count.saturating_add(1);
         *count <= self.limit
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "requests are counted by the clock of the runtime, as timeouts are"
-)]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[cfg(test)]

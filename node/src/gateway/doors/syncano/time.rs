@@ -1,7 +1,5 @@
 //! Times as the original writes them: UTC, always with six decimals.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 const MILLIS_PER_DAY: u64 = 86_400_000;
 
 /// Formats milliseconds since 1970 as `YYYY-MM-DDTHH:MM:SS.ffffffZ`.
@@ -26,17 +24,6 @@ fn date(days: u64) -> (u64, u64, u64) {
     let is_next_year = month >= 10;
     let month = if is_next_year { month - 9 } else { month + 3 };
     (era * 400 + year + u64::from(is_next_year), month, day)
-}
-
-/// Milliseconds since 1970.
-pub(super) fn now() -> u64 {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "channels and objects carry the time at which they were created"
-    )]
-    let now = SystemTime::now();
-    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -103,19 +103,12 @@ impl Memory {
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "what is kept lapses by the clock of the runtime"
-)]
-pub(in super::super) fn now() -> Instant {
-    Instant::now()
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::gateway::clock::now;
 
     const BOUNDS: Bounds = Bounds {
         lifetime: Duration::from_secs(600),
