@@ -13,7 +13,6 @@ mod cluster;
 mod config;
 mod demo;
 mod doctor;
-#[allow(dead_code, reason = "each door uses parts of what they share")]
 mod doors;
 mod drain;
 mod emit;
@@ -25,7 +24,6 @@ mod log_client;
 mod logging;
 mod namespaces;
 mod notify;
-#[allow(dead_code, reason = "hooks and the HTTP API use parts of it each")]
 mod operations;
 mod options;
 mod origins;
@@ -41,7 +39,6 @@ mod relay;
 mod reload;
 mod rooms;
 mod run;
-#[allow(dead_code, reason = "who connects decides which parts are used")]
 mod session;
 mod settings;
 mod tls;

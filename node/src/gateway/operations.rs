@@ -24,10 +24,6 @@ use roomcast::Args;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-#[allow(
-    unused_imports,
-    reason = "the HTTP API reports the results of each operation"
-)]
 pub(crate) use carry_out::{Effect, Report};
 pub(crate) use check::check;
 pub(crate) use forms::{read, read_one};

@@ -27,7 +27,6 @@ impl Door {
 pub(crate) enum DoorLimit {
     Body,
     Query,
-    Header,
     /// One frame of a WebSocket.
     Frame,
     /// The name of a room, a channel or an event.
@@ -48,7 +47,6 @@ impl DoorLimit {
         match self {
             Self::Body => "body",
             Self::Query => "query",
-            Self::Header => "header",
             Self::Frame => "frame",
             Self::Name => "name",
             Self::Rooms => "rooms",
