@@ -12,11 +12,11 @@ use std::sync::Arc;
 use http::{StatusCode, request::Parts};
 use roomcast::{
     Socket,
-    plain::{Open, OpenError, Stream},
+    plain::{Form, Open, OpenError, Stream},
 };
 use serde_json::{Value, json};
 
-use super::{Channels, request::Call, stream::ClientForm};
+use super::{Channels, request::Call};
 use crate::gateway::{
     access::{Access, refusal},
     api::{Key, Kind, Problem, Verb, forbidden},
@@ -90,7 +90,7 @@ impl Channels {
                 Ok(of(Caller::User(Arc::new(user))))
             }
             Access::Hook | Access::JwtHook => {
-                let open = self.open(call, ClientForm::Poll, None);
+                let open = open(call, &self.forms.poll, None);
                 let stream = self.doors.server.open_stream(parts, open).await;
                 let stream = stream.map_err(|error| refused(&error))?;
                 Ok(Visit {
@@ -161,7 +161,7 @@ impl Channels {
 }
 
 /// The `auth` of a connect: the token where Socket.IO clients have theirs.
-pub(super) fn auth(call: &Call, key: Option<&Arc<Key>>) -> Option<String> {
+fn auth(call: &Call, key: Option<&Arc<Key>>) -> Option<String> {
     let token = call.token.as_ref().filter(|_| key.is_none())?;
     Some(json!({ "token": token }).to_string())
 }
@@ -182,13 +182,11 @@ pub(super) fn refused(error: &OpenError) -> Problem {
     Problem::new(kind, error.message.clone())
 }
 
-impl Channels {
-    /// The settings with which a connection of the client is opened.
-    pub(super) fn open(&self, call: &Call, form: ClientForm, key: Option<&Arc<Key>>) -> Open {
-        Open {
-            namespace: call.namespace.clone(),
-            auth: auth(call, key),
-            form: Arc::clone(self.forms.of(form)),
-        }
+/// The settings with which a connection of the client is opened.
+pub(super) fn open(call: &Call, form: &Arc<dyn Form>, key: Option<&Arc<Key>>) -> Open {
+    Open {
+        namespace: call.namespace.clone(),
+        auth: auth(call, key),
+        form: Arc::clone(form),
     }
 }

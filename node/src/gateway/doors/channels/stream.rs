@@ -29,7 +29,7 @@ use tokio::time::timeout;
 
 use super::{
     Channels,
-    caller::{Caller, refused},
+    caller::{Caller, open, refused},
     reading::{entries_response, events_response, unread},
     request::Call,
 };
@@ -44,7 +44,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// How events look to each kind of client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ClientForm {
+enum ClientForm {
     Stream,
     Poll,
     WebSocket,
@@ -77,9 +77,9 @@ impl Form for ClientForm {
 
 /// The forms, each shared by all connections of its kind, so that an event is written once for all.
 pub(super) struct Forms {
-    stream: Arc<dyn Form>,
-    poll: Arc<dyn Form>,
-    websocket: Arc<dyn Form>,
+    pub(super) stream: Arc<dyn Form>,
+    pub(super) poll: Arc<dyn Form>,
+    pub(super) websocket: Arc<dyn Form>,
 }
 
 impl Default for Forms {
@@ -92,17 +92,7 @@ impl Default for Forms {
     }
 }
 
-impl Forms {
-    pub(super) fn of(&self, form: ClientForm) -> &Arc<dyn Form> {
-        match form {
-            ClientForm::Stream => &self.stream,
-            ClientForm::Poll => &self.poll,
-            ClientForm::WebSocket => &self.websocket,
-        }
-    }
-}
-
-/// A stream that has joined its rooms. It holds only the necessary data, because there are many.
+/// A stream that has joined its rooms. It holds no more than it needs, because there are many.
 struct Joined {
     stream: Stream,
     /// The id from which the client continues.
@@ -236,7 +226,7 @@ fn without_id(event: Bytes) -> Bytes {
 
 impl Channels {
     pub(super) async fn stream(&self, mut call: Call, parts: Parts) -> Result<Response, Problem> {
-        let joined = self.join(&mut call, parts, ClientForm::Stream).await?;
+        let joined = self.join(&mut call, parts, &self.forms.stream).await?;
         let mut head = format!("retry: {}\n", self.settings().retry.0.as_millis());
         // A client that loses the connection before its first event must know where to continue. An
         // event without data sets the id and is not dispatched.
@@ -259,7 +249,7 @@ impl Channels {
     }
 
     pub(super) async fn poll(&self, mut call: Call, parts: Parts) -> Result<Reply, Problem> {
-        let joined = self.join(&mut call, parts, ClientForm::Poll).await?;
+        let joined = self.join(&mut call, parts, &self.forms.poll).await?;
         let start = call.last_id.unwrap_or(joined.last_id);
         let missed = self.missed(&call);
         Ok(Reply::Later(Box::pin(joined.wait(
@@ -289,7 +279,7 @@ impl Channels {
         &self,
         call: &mut Call,
         mut parts: Parts,
-        form: ClientForm,
+        form: &Arc<dyn Form>,
     ) -> Result<Joined, Problem> {
         if call.rooms.is_empty() {
             let detail = "name at least one room";
@@ -299,7 +289,7 @@ impl Channels {
         if key.is_some() {
             parts.extensions.insert(Granted { user: None });
         }
-        let open = self.open(call, form, key.as_ref());
+        let open = open(call, form, key.as_ref());
         let stream = self.doors.server.open_stream(&parts, open).await;
         let stream = stream.map_err(|error| refused(&error))?;
         // The rights are checked after the socket is connected, because only then is

@@ -19,9 +19,9 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::{
     Channels,
-    caller::{Caller, refused},
+    caller::{Caller, open, refused},
     request::Call,
-    stream::{ClientForm, join_from},
+    stream::join_from,
 };
 use crate::gateway::{
     access::Access,
@@ -64,7 +64,7 @@ impl Channels {
         if key.is_some() {
             parts.extensions.insert(Granted { user: None });
         }
-        let open = self.open(&call, ClientForm::WebSocket, key.as_ref());
+        let open = open(&call, &self.forms.websocket, key.as_ref());
         let session = Arc::new(Session {
             channels: Arc::clone(self),
             namespace: call.namespace,
