@@ -10,7 +10,6 @@
 use std::{env, fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use roomcast::{ClientFiles, TrustedProxies};
-use serde::{Deserialize, Deserializer, de::Error as _};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// A duration with its unit: `300ms`, `25s`, `2m`, `1h`; from 1 ms to 24 h. It is never
@@ -274,17 +273,18 @@ impl FromStr for LogFilter {
     }
 }
 
-/// Lets sections of the file hold values in the form that the options have.
+/// Lets sections of the file hold values that are parsed from text.
 macro_rules! deserialize_from_text {
     ($($type:ty),*) => {
-        $(impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(deserializer)?;
-                text.parse().map_err(D::Error::custom)
+        $(impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <String as serde::Deserialize>::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
             }
         })*
     };
 }
+pub(crate) use deserialize_from_text;
 
 deserialize_from_text!(Span, ByteSize);
 

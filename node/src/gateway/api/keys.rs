@@ -10,6 +10,7 @@ use ring::digest;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::settings::KeySettings;
+use crate::gateway::values::deserialize_from_text;
 
 /// The SHA-256 of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,12 +50,7 @@ impl FromStr for Hash {
     }
 }
 
-impl<'de> Deserialize<'de> for Hash {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(D::Error::custom)
-    }
-}
+deserialize_from_text!(Hash);
 
 /// A namespace, or all that begin with the text before a final `*`.
 #[derive(Clone, Debug, PartialEq, Eq)]

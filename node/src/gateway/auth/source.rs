@@ -3,11 +3,12 @@
 use std::str::FromStr;
 
 use roomcast::Handshake;
-use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
-/// A longer token is refused unread. Cookies and headers have separate limits, but `auth` may be as
-/// large as a message.
+use crate::gateway::values::deserialize_from_text;
+
+/// A longer token is refused unread. Cookies and headers have limits of their own, but
+/// `auth` may be as large as a message.
 const MAX_TOKEN: usize = 16 * 1024;
 
 /// A place of the handshake. URLs end up in the logs of proxies, so the query is not in
@@ -47,12 +48,7 @@ impl FromStr for Source {
     }
 }
 
-impl<'de> Deserialize<'de> for Source {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(D::Error::custom)
-    }
-}
+deserialize_from_text!(Source);
 
 impl Source {
     /// The token at this place. An empty one counts as missing, because clients send one when no
