@@ -202,14 +202,8 @@ impl FollowedClients {
     fn recipients(&self, namespace: &str, rooms: &[Box<str>], except: &[Box<str>]) -> Vec<Socket> {
         let mut sockets: Vec<_> = self.0.state.lock().sockets.values().cloned().collect();
         sockets.retain(|socket| {
-            let own = socket.rooms();
-            let is_in = |rooms: &[Box<str>]| {
-                let mut rooms = rooms.iter();
-                rooms.any(|room| own.iter().any(|known| **known == **room))
-            };
             socket.namespace_name() == namespace
-                && (rooms.is_empty() || is_in(rooms))
-                && !is_in(except)
+                && session::is_selected(&socket.rooms(), rooms, except)
         });
         sockets
     }

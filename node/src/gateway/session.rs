@@ -153,6 +153,15 @@ pub(crate) fn token_user(socket: &Socket) -> Option<Arc<User>> {
     of(socket).map(|session| session.user())
 }
 
+/// Whether a broadcast to rooms selects a socket that is in rooms of its own.
+pub(crate) fn is_selected(own: &[String], rooms: &[Box<str>], except: &[Box<str>]) -> bool {
+    let is_in = |rooms: &[Box<str>]| {
+        let mut rooms = rooms.iter();
+        rooms.any(|room| own.iter().any(|own| *own == **room))
+    };
+    (rooms.is_empty() || is_in(rooms)) && !is_in(except)
+}
+
 /// The room that all sockets of a user share.
 pub(crate) fn user_room(user: &str) -> String {
     format!("{USER_ROOMS}{user}")

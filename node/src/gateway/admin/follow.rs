@@ -334,13 +334,7 @@ impl Follow {
     /// Whether a broadcast selects the room, or a socket of this node. Sockets of other
     /// nodes are followed there.
     fn is_among(&self, rooms: &[Box<str>], except: &[Box<str>], server: &Server) -> bool {
-        let selects = |own: &[String]| {
-            let is_in = |rooms: &[Box<str>]| {
-                let mut rooms = rooms.iter();
-                rooms.any(|room| own.iter().any(|own| *own == **room))
-            };
-            (rooms.is_empty() || is_in(rooms)) && !is_in(except)
-        };
+        let selects = |own: &[String]| session::is_selected(own, rooms, except);
         let namespace = server.of(&self.namespace);
         let sockets = match &self.what {
             What::Room(room) => return selects(std::slice::from_ref(room)),
