@@ -55,7 +55,7 @@ use self::{
     request::Origin,
     rooms::Rooms,
     settings::Occasion,
-    store::{Heir, Kind, Record, Store, Update},
+    store::{Kind, Record, Store, Update},
     table::{Hook, Table, check_access},
     turns::turn,
 };
@@ -514,22 +514,26 @@ struct Adopter {
     server: Server,
 }
 
-impl Heir for Adopter {
+impl Adopter {
+    /// Whether there is room for more.
     fn may_claim(&self) -> bool {
         let table = self.hooks.table();
         let mut hooks = table.0.iter();
         hooks.all(|hook| hook.notices.pending() < MAX_ADOPTED)
     }
 
+    /// Delivers a record.
     fn adopt(&self, record: Record) {
         self.hooks.adopt(record, &self.server);
     }
 
+    /// Describes a room that a dead node had members in.
     fn vacated(&self, room: &str) -> Option<Update> {
         let id = self.hooks.next_id();
         self.hooks.room_update(room, Kind::PerhapsVacated, id)
     }
 
+    /// Redis may have lost the rooms of this node.
     fn rooms_again(&self) {
         self.hooks.rooms_again();
     }

@@ -39,7 +39,7 @@ use tokio::{
 };
 
 pub(super) use self::rooms::{Kind, Update};
-use super::metrics::Metrics;
+use super::{Adopter, metrics::Metrics};
 use crate::gateway::{
     line_limit::LineLimit,
     redis_commands::{self, RedisCommands},
@@ -234,18 +234,6 @@ impl Records {
     }
 }
 
-/// The parts of the node that the store needs to take over notices that other nodes left.
-pub(super) trait Heir: Send + Sync + 'static {
-    /// Whether there is room for more.
-    fn may_claim(&self) -> bool;
-    /// Delivers a record.
-    fn adopt(&self, record: Record);
-    /// Describes a room that a dead node had members in.
-    fn vacated(&self, room: &str) -> Option<Update>;
-    /// Redis may have lost the rooms of this node.
-    fn rooms_again(&self);
-}
-
 /// The disconnects of a node in Redis.
 pub(super) struct Store {
     redis: RedisCommands,
@@ -282,7 +270,7 @@ impl Store {
     }
 
     /// Begins to write, and to look for records of dead nodes, unless it has begun.
-    pub(super) fn start(self: &Arc<Self>, node: String, heir: impl Heir) {
+    pub(super) fn start(self: &Arc<Self>, node: String, adopter: Adopter) {
         if self.link.get().is_some() {
             return;
         }
@@ -298,7 +286,7 @@ impl Store {
         let store = Arc::clone(self);
         tokio::spawn(async move { store.write_always().await });
         let store = Arc::clone(self);
-        let keeper = tokio::spawn(async move { store.keep_always(&heir).await });
+        let keeper = tokio::spawn(async move { store.keep_always(&adopter).await });
         drop(link.keeper.set(keeper.abort_handle()));
     }
 
@@ -415,14 +403,14 @@ impl Store {
         written.map(|()| true)
     }
 
-    async fn keep_always(&self, heir: &impl Heir) {
+    async fn keep_always(&self, adopter: &Adopter) {
         let Some(link) = self.link.get() else {
             return;
         };
         let mut renewals = 0;
         loop {
             link.is_up().await;
-            if let Err(error) = self.keep(link, &mut renewals, heir).await {
+            if let Err(error) = self.keep(link, &mut renewals, adopter).await {
                 self.failed(&error.to_string());
             }
             sleep(RENEWAL).await;
@@ -434,7 +422,7 @@ impl Store {
         &self,
         link: &Link,
         renewals: &mut u32,
-        heir: &impl Heir,
+        adopter: &Adopter,
     ) -> Result<(), PublishError> {
         let Link {
             leases, own, node, ..
@@ -452,7 +440,7 @@ impl Store {
             Some(1) => {
                 // Another node may have taken out some rooms.
                 *renewals = 0;
-                heir.rooms_again();
+                adopter.rooms_again();
             }
             _ => {
                 // Redis was emptied, or another node has claimed everything.
@@ -463,24 +451,24 @@ impl Store {
                 records.dirty.extend(forgotten);
                 self.has_changes.notify_one();
                 drop(records);
-                heir.rooms_again();
+                adopter.rooms_again();
             }
         }
         if *renewals < RENEWALS_BEFORE_CLAIM || dead.is_empty() {
             return Ok(());
         }
-        let update = |room: &str| heir.vacated(room);
-        // Rooms before records: claiming the last record removes the node.
-        self.sweep_rooms(link, dead, update, |record| heir.adopt(record))
+        let update = |room: &str| adopter.vacated(room);
+        // Rooms before records: claiming the last record forgets the node.
+        self.sweep_rooms(link, dead, update, |record| adopter.adopt(record))
             .await?;
         let (theirs, count) = (self.key(dead), BATCH.to_string());
         let claim = ["EVAL", CLAIM, "3", leases, own, &theirs, dead, &count];
         let mut total = 0;
-        while heir.may_claim() {
+        while adopter.may_claim() {
             let reply = link.command(&claim).await?;
             let claimed = reply.as_ref().and_then(Reply::list).unwrap_or_default();
             for record in claimed {
-                self.adopt(record.text().unwrap_or_default(), heir);
+                self.adopt(record.text().unwrap_or_default(), adopter);
             }
             total += claimed.len();
             if claimed.is_empty() {
@@ -497,14 +485,14 @@ impl Store {
         Ok(())
     }
 
-    fn adopt(&self, json: &str, heir: &impl Heir) {
+    fn adopt(&self, json: &str, adopter: &Adopter) {
         match serde_json::from_str::<Record>(json) {
             Ok(record) => {
                 let labels = [record.hook.as_str()];
                 self.metrics.adopted.with_label_values(&labels).inc();
                 // It is in Redis already; it is known here in case Redis loses it.
                 self.put(&record);
-                heir.adopt(record);
+                adopter.adopt(record);
             }
             Err(error) => self.failed(&format!("a stored disconnect cannot be read: {error}")),
         }
