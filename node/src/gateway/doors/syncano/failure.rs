@@ -143,60 +143,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_has_the_body_and_the_status_of_the_original() {
-        let of = |failure: Failure| (failure.status.as_u16(), failure.body.to_string());
-        let rows = [
-            (
-                Failure::unknown_key(),
-                403,
-                r#"{"detail":"No such API Key."}"#,
-            ),
-            (
-                Failure::forbidden(),
-                403,
-                r#"{"detail":"You do not have permission to perform this action."}"#,
-            ),
-            (
-                Failure::no_room(),
-                400,
-                r#"{"room":"This field is required for channels with separate rooms."}"#,
-            ),
-            (
-                Failure::no_integer("last_id"),
-                400,
-                r#"{"last_id":["A valid integer is required."]}"#,
-            ),
-            (
-                Failure::too_large(65_536),
-                413,
-                r#"{"detail":"Request size limit exceeded (65536)."}"#,
-            ),
-            (
-                Failure::bad_page(),
-                400,
-                r#"{"detail":"Incorrect page parameter provided."}"#,
-            ),
-            (Failure::not_found(), 404, r#"{"detail":"Not found."}"#),
-        ];
-        for (failure, status, body) in rows {
-            assert_eq!(of(failure), (status, body.to_owned()));
-        }
-    }
-
-    #[test]
     fn too_many_requests_are_to_pause_for_whole_seconds() {
         for failure in [Failure::throttled(), Failure::unavailable("Redis")] {
             let response = failure.into_response();
             assert_eq!(response.headers()[header::RETRY_AFTER], "1");
         }
-    }
-
-    #[test]
-    fn another_method_is_told_those_of_the_path() {
-        let failure = Failure::method(&http::Method::PUT, "GET, POST");
-        assert_eq!(failure.body["detail"], "Method \"PUT\" not allowed.");
-        let response = failure.into_response();
-        assert_eq!(response.status(), 405);
-        assert_eq!(response.headers()[header::ALLOW], "GET, POST");
     }
 }

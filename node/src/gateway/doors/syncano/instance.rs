@@ -198,40 +198,6 @@ mod tests {
         json.as_object().unwrap()
     }
 
-    #[tokio::test]
-    async fn a_channel_is_created_changed_and_deleted() {
-        let store = Store::new(None);
-        let instance = instance(&store);
-        let made = instance
-            .create(&store, fields(&json!({ "name": "chat" })), 1)
-            .await;
-        assert_eq!(made.unwrap().created_at, 1);
-        let twice = instance
-            .create(&store, fields(&json!({ "name": "CHAT" })), 1)
-            .await;
-        assert_eq!(
-            twice.unwrap_err().body["name"][0],
-            "This field must be unique."
-        );
-        let change = json!({ "description": "d" });
-        let changed = instance
-            .update(&store, "chat", fields(&change), 2)
-            .await
-            .unwrap();
-        assert_eq!(instance.channel(&store, "chat").await.unwrap(), changed);
-        instance.delete(&store, "chat").await.unwrap();
-        for gone in [
-            instance.channel(&store, "chat").await.map(drop),
-            instance
-                .update(&store, "chat", fields(&change), 2)
-                .await
-                .map(drop),
-            instance.delete(&store, "chat").await,
-        ] {
-            assert_eq!(gone, Err(Failure::not_found()));
-        }
-    }
-
     #[test]
     fn a_reload_changes_the_time_of_what_it_changes() {
         let store = Store::new(None);

@@ -98,50 +98,16 @@ pub(super) fn with_links(mut notification: Map<String, Value>, base: &str, chann
 mod tests {
     use super::*;
 
-    fn payload() -> Map<String, Value> {
-        let Value::Object(payload) = json!({ "text": "hi" }) else {
-            panic!()
-        };
-        payload
-    }
-
-    fn published(action: Action<'_>) -> Map<String, Value> {
-        let argument = argument(action, json!({ "api_key": 2, "user": 7 }), payload());
-        of_event(EVENT, &json!([argument]).to_string(), 17, 1_700_000_000_120)
-    }
-
     #[test]
     fn a_message_has_the_six_keys_of_the_original() {
-        let text = Value::Object(published(Action::Custom)).to_string();
+        let (author, payload) = (json!({ "api_key": 2, "user": 7 }), json!("hi"));
+        let argument = argument(Action::Custom, author, object([("text", payload)]));
+        let args = json!([argument]).to_string();
+        let notification = of_event(EVENT, &args, 17, 1_700_000_000_120);
         assert_eq!(
-            text,
+            Value::Object(notification).to_string(),
             r#"{"id":17,"created_at":"2023-11-14T22:13:20.120000Z","action":"custom","author":{"api_key":2,"user":7},"metadata":{"type":"message"},"payload":{"text":"hi"}}"#
         );
-    }
-
-    #[test]
-    fn the_notification_of_an_object_names_its_class() {
-        let rows = [
-            (Action::Create("book"), "create"),
-            (Action::Update("book"), "update"),
-            (Action::Delete("book"), "delete"),
-        ];
-        for (action, name) in rows {
-            let notification = published(action);
-            assert_eq!(notification["action"], name);
-            assert_eq!(
-                notification["metadata"],
-                json!({ "type": "object", "class": "book" })
-            );
-        }
-    }
-
-    #[test]
-    fn publish_and_history_add_a_link() {
-        let linked = with_links(published(Action::Custom), "/v1/instances/shop", "chat");
-        let wanted = json!({ "self": "/v1/instances/shop/channels/chat/history/17/" });
-        assert_eq!(linked["links"], wanted);
-        assert_eq!(linked.as_object().unwrap().len(), 7);
     }
 
     #[test]

@@ -314,11 +314,4 @@ mod tests {
         let body = with_id(7, br#"{"action":"custom"}"#);
         assert_eq!(&body[..], br#"{"id":7,"action":"custom"}"#);
     }
-
-    #[test]
-    fn a_response_carries_the_id_in_a_header() {
-        let response = found(17, Bytes::from_static(b"{}"));
-        assert_eq!(response.headers()["x-last-id"], "17");
-        assert_eq!(response.headers()["content-type"], "application/json");
-    }
 }
