@@ -258,16 +258,14 @@ impl Sender {
             address: tls::authority(&address),
             owner: &owner,
         };
-        if request.headers().contains_key(header::UPGRADE) {
-            let upgrade = hyper::upgrade::on(&mut request);
-            let (parts, body) = request.into_parts();
-            let (body, _held) = self.receive(body).await?;
-            return self
-                .relay_by_http(target, &parts, &body, Some(upgrade), open)
-                .await;
-        }
+        let is_upgrade = request.headers().contains_key(header::UPGRADE);
+        let upgrade = is_upgrade.then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let (body, _held) = self.receive(body).await?;
+        if is_upgrade {
+            let relaying = self.relay_by_http(target, &parts, &body, upgrade, open);
+            return relaying.await;
+        }
         match self.way(target).await {
             Way::Link(requests) => self.relay_by_link(&requests, &parts, &body, open).await,
             Way::Http => self.relay_by_http(target, &parts, &body, None, open).await,
@@ -403,7 +401,10 @@ impl Sender {
         upgrade: Option<OnUpgrade>,
         open: Open,
     ) -> Result<Response<Body>, Failed> {
-        let mut end = self.end(target.owner);
+        let mut end = End {
+            gone: target.owner.gone.subscribe(),
+            stage: self.stage.clone(),
+        };
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let is_poll = parts.method == Method::GET && upgrade.is_none();
         let head = self.head(target, &parts.method, path, &parts.headers, body)?;
@@ -571,14 +572,6 @@ impl Sender {
         owners.insert(node.clone(), Arc::clone(&owner));
         Ok(owner)
     }
-
-    /// The events that end a request to an owner before its response.
-    fn end(&self, owner: &Owner) -> End {
-        End {
-            gone: owner.gone.subscribe(),
-            stage: self.stage.clone(),
-        }
-    }
 }
 
 /// Which node has ended.
@@ -587,7 +580,7 @@ enum Ended {
     This,
 }
 
-/// The ends of both nodes.
+/// The ends of both nodes, which end a request.
 struct End {
     /// Changes to true when the owner's lease has ended.
     gone: watch::Receiver<bool>,
