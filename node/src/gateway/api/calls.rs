@@ -167,29 +167,25 @@ impl Call {
         permit(key, &namespace)?;
         match endpoint {
             Endpoint::ServerSideEmit => server_side_emit(namespace, fields, limits),
-            Endpoint::Batch => {
-                let operations = batch(fields, key)?;
-                let checked = operations::check(operations, Asks::Nobody, limits)
-                    .map_err(|problem| Problem::of_operations(problem, "operations"))?;
-                Ok(Self::Operations {
-                    namespace,
-                    checked,
-                    is_batch: true,
-                })
-            }
             _ => {
-                let operation = single(endpoint, fields)?;
-                let checked = operations::check(vec![operation], Asks::Nobody, limits).map_err(
-                    |mut problem| {
-                        // The caller has sent no list, so the path must not show one.
-                        problem.at = problem.at.trim_start_matches("[0]").to_owned();
-                        Problem::of_operations(problem, "")
-                    },
-                )?;
+                let is_batch = endpoint == Endpoint::Batch;
+                let operations = match is_batch {
+                    true => batch(fields, key)?,
+                    false => vec![single(endpoint, fields)?],
+                };
+                let checked = operations::check(operations, Asks::Nobody, limits);
+                let checked = checked.map_err(|mut problem| {
+                    if is_batch {
+                        return Problem::of_operations(problem, "operations");
+                    }
+                    // The caller has sent no list, so the path must not show one.
+                    problem.at = problem.at.trim_start_matches("[0]").to_owned();
+                    Problem::of_operations(problem, "")
+                })?;
                 Ok(Self::Operations {
                     namespace,
                     checked,
-                    is_batch: false,
+                    is_batch,
                 })
             }
         }
