@@ -36,7 +36,7 @@ use super::{
     attempts::Attempts,
     follow::{Follow, What},
     metrics::{Metrics, Opened, Refusal},
-    view::{MAX_PAGES, Page, Seen, View},
+    view::{MAX_PAGES, Page, View},
 };
 use crate::gateway::{
     api::{Api, DEMO_KEY, Key, Kind, Problem, Verb},
@@ -354,26 +354,15 @@ impl Feed {
         let (seen, known) = self.page.view().nodes();
         add(lines, &Line::Nodes { nodes: &known });
         self.sent.retain(|node, _| seen.contains_key(node));
-        for (
-            node,
-            Seen {
-                status,
-                age,
-                number,
-            },
-        ) in &seen
-        {
+        for (node, seen) in &seen {
             // A status goes to a page once, and only the newest.
-            if self.sent.insert(node.clone(), *number) != Some(*number) {
-                let age_ms = millis(*age);
-                add(
-                    lines,
-                    &Line::Status {
-                        node,
-                        age_ms,
-                        status,
-                    },
-                );
+            if self.sent.insert(node.clone(), seen.number) != Some(seen.number) {
+                let status = Line::Status {
+                    node,
+                    age_ms: millis(seen.age),
+                    status: &seen.status,
+                };
+                add(lines, &status);
             }
         }
     }

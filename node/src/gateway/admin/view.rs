@@ -70,7 +70,7 @@ const MAX_NODES: usize = 1000;
 const MAX_STATUS: usize = 64 * 1024;
 
 /// A message between nodes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Message {
     from: String,
     /// Whether a page is open on the node.
@@ -164,14 +164,11 @@ impl View {
         let mut nodes = self.nodes.lock();
         nodes.retain(|_, (at, _)| now.saturating_sub(*at) < FORGOTTEN);
         let seen = nodes.iter().map(|(name, (at, seen))| {
-            let age = now.saturating_sub(*at);
-            (
-                name.clone(),
-                Seen {
-                    age,
-                    ..seen.clone()
-                },
-            )
+            let seen = Seen {
+                age: now.saturating_sub(*at),
+                ..seen.clone()
+            };
+            (name.clone(), seen)
         });
         let seen = seen.collect();
         let known = self.server.get().map(Server::nodes).unwrap_or_default();
@@ -262,16 +259,15 @@ impl View {
     async fn forward(&self, server: &Server, workers: &Handle) {
         loop {
             let lines = self.follows.for_others().await;
+            if lines.is_empty() {
+                continue;
+            }
             let message = Message {
                 from: server.node().to_string(),
-                watches: false,
-                status: None,
-                follows: Vec::new(),
                 lines,
+                ..Message::default()
             };
-            if !message.lines.is_empty() {
-                workers.spawn(publish(server.clone(), message));
-            }
+            workers.spawn(publish(server.clone(), message));
         }
     }
 
@@ -290,7 +286,7 @@ impl View {
                 watches,
                 status: is_wanted.then(|| status.clone()),
                 follows: self.follows.own(),
-                lines: Vec::new(),
+                ..Message::default()
             };
             if watches {
                 self.note(message.from.clone(), status);

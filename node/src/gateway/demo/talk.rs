@@ -102,7 +102,10 @@ impl Demo {
         session::set_data(socket, data);
         let shared = rooms::shared_rooms(socket);
         if !shared.is_empty() {
-            let notice = Person::new(socket.id().to_string(), self::profile(socket));
+            let notice = Person {
+                id: socket.id().to_string(),
+                profile: self::profile(socket),
+            };
             let _ = socket.to(shared).emit("demo:profile", notice).await;
         }
         json!({
@@ -122,11 +125,9 @@ impl Demo {
             return Err(RequestError::new(format!("join {room} first")));
         }
         let members = rooms::fetch_members(socket, room).await?;
-        let person = |member: &RemoteSocket| {
-            Person::new(
-                member.id().to_string(),
-                member.data::<Profile>().unwrap_or_default(),
-            )
+        let person = |member: &RemoteSocket| Person {
+            id: member.id().to_string(),
+            profile: member.data().unwrap_or_default(),
         };
         let people: Vec<_> = members.iter().map(person).collect();
         let history = with_history.then(|| self.history.lock().of(room));
@@ -148,10 +149,4 @@ struct Person {
     id: String,
     #[serde(flatten)]
     profile: Profile,
-}
-
-impl Person {
-    fn new(id: String, profile: Profile) -> Self {
-        Self { id, profile }
-    }
 }
