@@ -86,14 +86,21 @@ pub(super) fn unknown_variable(
         let is_known = known.contains(name) || others.contains(name);
         name.starts_with(PREFIX) && !is_known && !is_service_link(name, value)
     })?;
-    let nearest = known
-        .iter()
-        .map(|name| (strsim::jaro_winkler(&unknown, name), name))
-        .max_by(|(one, _), (other, _)| one.total_cmp(other));
-    let tip = nearest.map_or_else(String::new, |(_, name)| format!("; did you mean {name}?"));
+    let tip = nearest(&unknown, &known)
+        .map_or_else(String::new, |(_, name)| format!("; did you mean {name}?"));
     Some(format!(
         "the environment variable {unknown} belongs to no option{tip} `roomcast options` lists them all"
     ))
+}
+
+/// The name that is most similar to another one, and how similar it is.
+pub(super) fn nearest<T: AsRef<str>>(
+    name: &str,
+    known: impl IntoIterator<Item = T>,
+) -> Option<(f64, T)> {
+    let known = known.into_iter();
+    let known = known.map(|known| (strsim::jaro_winkler(name, known.as_ref()), known));
+    known.max_by(|(one, _), (other, _)| one.total_cmp(other))
 }
 
 /// Whether Kubernetes set this variable. It sets the addresses of all services in every

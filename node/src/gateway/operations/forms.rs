@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{Flags, Operation, Problem, Whom, binary};
-use crate::gateway::session::user_room;
+use crate::gateway::{options::nearest, session::user_room};
 
 /// Reads a list of operations from a JSON array.
 pub(crate) fn read(json: &RawValue) -> Result<Vec<Operation>, Problem> {
@@ -76,14 +76,10 @@ pub(crate) fn read_one(json: &RawValue) -> Result<Operation, Problem> {
 
 /// Names the nearest operation, because most unknown names are typing errors.
 fn unknown_operation(name: &str) -> String {
-    let nearest = OPERATIONS.iter().max_by(|a, b| {
-        let [a, b] = [a, b].map(|known| strsim::jaro_winkler(known, name));
-        a.total_cmp(&b)
-    });
     let known = OPERATIONS.join(", ");
     // Below this similarity, a suggestion would be a guess.
-    match nearest.filter(|known| strsim::jaro_winkler(known, name) > 0.8) {
-        Some(nearest) => {
+    match nearest(name, OPERATIONS).filter(|(similarity, _)| *similarity > 0.8) {
+        Some((_, nearest)) => {
             format!("unknown operation `{name}`, did you mean `{nearest}`? ({known})")
         }
         None => format!("unknown operation `{name}`, expected one of {known}"),

@@ -31,6 +31,7 @@ use toml::{
 };
 
 use super::{SECTIONS, Settings, show};
+use crate::gateway::options::nearest;
 
 /// A file whose keys are known and whose values are valid.
 #[derive(Debug, Default)]
@@ -262,10 +263,7 @@ fn section_problem(text: &str, table: &DeTable<'_>, error: &toml::de::Error) -> 
 
 /// An unknown key, with the nearest of those that are known.
 fn unknown(key: &str, known: impl Iterator<Item = String>) -> String {
-    let nearest = known
-        .map(|name| (strsim::jaro_winkler(key, &name), name))
-        .max_by(|(one, _), (other, _)| one.total_cmp(other));
-    match nearest {
+    match nearest(key, known) {
         Some((_, name)) => format!("unknown key; did you mean {name}?"),
         None => "unknown key".to_owned(),
     }
