@@ -26,6 +26,7 @@ use super::values::{Span, read};
 pub(crate) use keys::{Algorithm, KeyError, sign};
 pub(crate) use sessions::{Auth, RevokeError, Session, with_sessions};
 use source::Source;
+pub(crate) use source::cookie;
 pub(crate) use user::User;
 
 /// The section `jwt` of the file.

@@ -63,7 +63,10 @@ impl Source {
                 let value = handshake.header(name)?;
                 without_scheme(&value).to_owned()
             }
-            Self::Cookie(name) => cookie(&handshake.header("cookie")?, name)?.to_owned(),
+            Self::Cookie(name) => {
+                let header = handshake.header("cookie")?;
+                cookie(&header, name)?.trim_matches('"').to_owned()
+            }
             Self::Query(name) => handshake.query(name)?,
         };
         (!token.is_empty() && token.len() <= MAX_TOKEN).then_some(token)
@@ -77,11 +80,11 @@ fn without_scheme(value: &str) -> &str {
     }
 }
 
-/// The value of a cookie, without the quotes that it may have.
-fn cookie<'a>(header: &'a str, name: &str) -> Option<&'a str> {
+/// The first cookie of this name in a header, which has the most specific path.
+pub(crate) fn cookie<'a>(header: &'a str, name: &str) -> Option<&'a str> {
     let mut cookies = header.split(';').filter_map(|pair| pair.split_once('='));
     let (_, value) = cookies.find(|(key, _)| key.trim() == name)?;
-    Some(value.trim().trim_matches('"'))
+    Some(value.trim())
 }
 
 #[cfg(test)]
@@ -105,7 +108,7 @@ mod tests {
     #[test]
     fn a_cookie_is_found_among_others() {
         assert_eq!(cookie("a=1; token=x.y.z; b=2", "token"), Some("x.y.z"));
-        assert_eq!(cookie("token=\"x\"", "token"), Some("x"));
+        assert_eq!(cookie("a=b; token=k=1; token=l", "token"), Some("k=1"));
         assert_eq!(cookie("mytoken=x", "token"), None);
         assert_eq!(cookie("", "token"), None);
     }

@@ -186,7 +186,30 @@ impl Doors {
     }
 }
 
+/// Whether a request is to become a WebSocket.
+fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    let upgrade = headers.get(header::UPGRADE);
+    let upgrade = upgrade.and_then(|upgrade| upgrade.to_str().ok());
+    let mut protocols = upgrade.unwrap_or_default().split(',').map(str::trim);
+    protocols.any(|protocol| protocol.eq_ignore_ascii_case("websocket"))
+}
+
 /// The address of the client, which a trusted proxy may have named.
 fn address(extensions: &Extensions) -> Option<IpAddr> {
     ClientAddress::of(extensions).map(|address| address.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_websocket_is_asked_for_in_any_case() {
+        let asks = |upgrade: &str| {
+            let upgrade = (header::UPGRADE, upgrade.parse().unwrap());
+            asks_for_websocket(&HeaderMap::from_iter([upgrade]))
+        };
+        assert!(asks("WebSocket") && asks("h2c, websocket"));
+        assert!(!asks("websockets"));
+    }
 }

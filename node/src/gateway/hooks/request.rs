@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use super::settings::Forwarded;
-use crate::gateway::session::SocketData;
+use crate::gateway::{auth::cookie, session::SocketData};
 
 /// Room for a body. Most fit.
 const BODY_BYTES: usize = 1024;
@@ -93,23 +93,10 @@ impl Selection {
     /// Only the cookies that the settings name: the header as a whole holds those of
     /// other services.
     fn cookies(&self, handshake: &Handshake) -> BTreeMap<&str, String> {
-        if self.cookies.is_empty() {
-            return BTreeMap::new();
-        }
         let all = handshake.header("cookie").unwrap_or_default();
-        let pairs = all
-            .split(';')
-            .filter_map(|pair| pair.trim().split_once('='));
-        let mut found = BTreeMap::new();
-        for (name, value) in pairs {
-            if let Some(name) = self.cookies.iter().find(|wanted| *wanted == name) {
-                // Of several cookies with one name, the first has the most specific path.
-                found
-                    .entry(name.as_str())
-                    .or_insert_with(|| value.to_owned());
-            }
-        }
-        found
+        let wanted = self.cookies.iter();
+        let found = wanted.filter_map(|name| Some((name.as_str(), cookie(&all, name)?.to_owned())));
+        found.collect()
     }
 
     /// The same as headers of the request.

@@ -36,7 +36,7 @@ use self::{
     request::{Call, Endpoint},
     stream::Forms,
 };
-use super::{Door, Doors, Reply};
+use super::{Door, Doors, Reply, asks_for_websocket};
 use crate::gateway::api::{Kind, Problem};
 
 /// The door, as far as it is open.
@@ -126,7 +126,7 @@ impl Channels {
         let (mut parts, body) = request.into_parts();
         let call = Call::read(self, endpoint, &path, &parts)?;
         let response = match endpoint {
-            Endpoint::Events if is_upgrade(&parts.headers) => {
+            Endpoint::Events if asks_for_websocket(&parts.headers) => {
                 self.websocket(call, Request::from_parts(parts, body)).await
             }
             Endpoint::Events if !wants_json(&parts.headers) => self.stream(call, parts).await,
@@ -137,11 +137,6 @@ impl Channels {
         };
         response.map(Reply::Now)
     }
-}
-
-fn is_upgrade(headers: &HeaderMap) -> bool {
-    let upgrade = headers.get(header::UPGRADE);
-    upgrade.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// Whether the client asks for JSON rather than for an event stream.
