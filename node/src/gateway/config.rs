@@ -415,9 +415,9 @@ pub(crate) struct Operation {
     /// Clients whose every step is logged, regardless of the level: `off`, or ids, users and
     /// addresses, separated by commas
     ///
-    /// The id is that of a socket or of a connection. Events that they send and receive appear
-    /// with their size; with roomcast::client=trace in the log level, also the first 1,024
-    /// bytes of its arguments.
+    /// The id is that of a socket or of a connection. Events from and to these clients are logged
+    /// with their size; with roomcast::client=trace in the log level, also the first 1,024 bytes of
+    /// their arguments.
     #[arg(long, value_name = "CLIENT", value_delimiter = ',')]
     #[arg(default_value = "off", value_parser = or_off(client_name))]
     pub(crate) log_client: Vec<OrOff<String>>,

@@ -49,7 +49,7 @@ pub(crate) fn client_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether anybody is to be followed.
+/// Whether any client is followed.
 pub(crate) fn is_any(names: &[OrOff<String>]) -> bool {
     names.iter().any(|name| name.0.is_some())
 }
@@ -74,7 +74,7 @@ struct State {
 }
 
 impl FollowedClients {
-    /// Replaces the clients that are followed. Those that are connected are looked for at once.
+    /// Replaces the clients that are followed. Connected clients are found at once.
     pub(crate) fn set(&self, server: &Server, names: &[OrOff<String>]) {
         let names = names.iter().filter_map(|name| name.0.clone());
         let names: Vec<_> = names.collect();

@@ -153,7 +153,7 @@ pub(crate) fn token_user(socket: &Socket) -> Option<Arc<User>> {
     of(socket).map(|session| session.user())
 }
 
-/// Whether a broadcast to rooms selects a socket that is in rooms of its own.
+/// Whether a broadcast selects a socket, which is in the rooms `own`.
 pub(crate) fn is_selected(own: &[String], rooms: &[Box<str>], except: &[Box<str>]) -> bool {
     let is_in = |rooms: &[Box<str>]| {
         let mut rooms = rooms.iter();

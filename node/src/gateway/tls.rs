@@ -39,15 +39,15 @@ const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 pub(crate) struct TlsOptions {
     /// TLS certificates of the port for clients: `off`, or PEM files separated by commas
     ///
-    /// Each file begins with the server's certificate, and its chain follows. A client
-    /// gets the certificate for the name that it asks for, otherwise the first. SIGHUP
-    /// reads the files again.
+    /// Each file begins with the server's certificate, and its chain follows. A client gets the
+    /// certificate for the name that it requests, otherwise the first one. SIGHUP reloads the
+    /// files.
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     #[arg(default_value = "off", value_parser = or_off(values::file))]
     pub(crate) tls_cert: Vec<OrOff<PathBuf>>,
 
-    /// Their private keys in the same order: files in PEM, or `off` if those of
-    /// --tls-cert contain them
+    /// Their private keys in the same order: PEM files, or `off` if the files of --tls-cert contain
+    /// them
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     #[arg(default_value = "off", value_parser = or_off(values::file))]
     pub(crate) tls_key: Vec<OrOff<PathBuf>>,

@@ -74,7 +74,7 @@ enum TokenJob {
 #[derive(Clone, Debug, PartialEq)]
 struct Claim(String, Value);
 
-/// Reads a claim. A value that is no JSON is a text, because shells take quotes away.
+/// Reads a claim. A value that is not JSON is text, because shells remove quotes.
 fn claim(text: &str) -> Result<Claim, String> {
     let (name, value) = text.split_once('=').ok_or("expected NAME=JSON")?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());

@@ -200,7 +200,7 @@ impl fmt::Display for Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OrOff<T>(pub(crate) Option<T>);
 
-/// A parser of `off` and of what `parse` reads, whose error names `off`, too.
+/// A parser of `off` and of the values that `parse` reads. The errors of `parse` name `off`, too.
 pub(crate) fn or_off<T>(
     parse: fn(&str) -> Result<T, String>,
 ) -> impl Fn(&str) -> Result<OrOff<T>, String> + Clone {
@@ -336,7 +336,7 @@ pub(crate) fn secret(
         }
         (None, None) => return Ok(None),
     };
-    // Editors end a file with a line break, which is no part of the secret.
+    // Editors end a file with a line break, which is not part of the secret.
     match text.trim_end_matches(['\r', '\n']) {
         "" => Err("a key or password is empty".to_owned()),
         secret => Ok(Some(secret.to_owned())),

@@ -409,7 +409,7 @@ pub(crate) async fn read_body(body: Body, limit: ByteSize, time: Span) -> Result
     }
 }
 
-/// What follows the word `Bearer` in the header `Authorization`.
+/// The text after the word `Bearer` in the header `Authorization`.
 pub(crate) fn bearer(value: &HeaderValue) -> Option<&[u8]> {
     let value = value.as_bytes();
     let (scheme, credential) = value.split_at(value.iter().position(|byte| *byte == b' ')?);

@@ -104,8 +104,7 @@ impl Kind {
     }
 
     /// 503 means that a later attempt may succeed without a change of the request.
-    /// Where part of the work may be done already, the type says so, since the status
-    /// cannot.
+    /// If part of the work may be done already, the type states it, because the status cannot.
     fn status(self) -> StatusCode {
         match self {
             Self::Invalid => StatusCode::BAD_REQUEST,

@@ -218,7 +218,7 @@ impl Query {
     }
 }
 
-/// A page of what `name` says.
+/// The answer to a question for users or rooms: `name` is the field of the page.
 fn answer(name: &str, total: usize, page: &[Value], silent_nodes: &[String]) -> Value {
     json!({
         name: page,
@@ -228,7 +228,7 @@ fn answer(name: &str, total: usize, page: &[Value], silent_nodes: &[String]) -> 
     })
 }
 
-/// The users, rooms and sockets that are named by their rooms.
+/// The users, rooms and sockets that these rooms stand for.
 fn selection(names: &[String]) -> Selected<'_> {
     let mut selected = Selected::default();
     for name in names {

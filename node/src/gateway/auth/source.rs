@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::gateway::values::deserialize_from_text;
 
-/// A longer token is refused unread. Cookies and headers have limits of their own, but
-/// `auth` may be as large as a message.
+/// A longer token is refused unread. Cookies and headers have separate limits, but `auth` may be as
+/// large as a message.
 const MAX_TOKEN: usize = 16 * 1024;
 
 /// A place of the handshake. URLs end up in the logs of proxies, so the query is not in

@@ -458,7 +458,7 @@ impl Store {
             return Ok(());
         }
         let update = |room: &str| adopter.vacated(room);
-        // Rooms before records: claiming the last record forgets the node.
+        // Rooms before records: claiming the last record removes the node.
         self.sweep_rooms(link, dead, update, |record| adopter.adopt(record))
             .await?;
         let (theirs, count) = (self.key(dead), BATCH.to_string());

@@ -66,18 +66,18 @@ impl Connector {
 /// A connection to a peer, with TLS on the right, whose session is large.
 pub(crate) type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// Whether a connection is still open, as far as the kernel has told, and nothing has arrived
-/// unasked. Bytes that nobody has asked for would be taken for the next response.
+/// Whether a connection is still open, as far as the kernel knows, and no unrequested bytes have
+/// arrived. Such bytes would be taken for the next response.
 pub(super) fn is_usable(stream: &mut Stream) -> bool {
     let mut byte = [0];
     let mut cx = Context::from_waker(Waker::noop());
-    // With TLS, what has arrived may be for TLS itself, such as a ticket.
+    // With TLS, the bytes may be for TLS itself, such as a ticket.
     let read = Pin::new(stream).poll_read(&mut cx, &mut ReadBuf::new(&mut byte));
     read.is_pending()
 }
 
-/// Reads what has arrived. A session of TLS may hold what it has accepted, for whose response the
-/// caller waits.
+/// Reads the bytes that have arrived. A session of TLS may hold bytes that it has accepted, and the
+/// caller waits for the response to them.
 pub(super) fn poll_read(
     stream: &mut Stream,
     cx: &mut Context<'_>,

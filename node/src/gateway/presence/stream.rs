@@ -433,8 +433,8 @@ impl State {
         self.advance(node, now);
     }
 
-    /// What is found in the table, and the nodes of which not all users are known. `alive` are the
-    /// nodes with a lease.
+    /// The result of `look` in the table, and the nodes of which not all users are known. `alive`
+    /// are the nodes with a lease.
     pub(super) fn found<T>(
         &self,
         alive: &[String],
@@ -467,7 +467,7 @@ impl State {
 /// The result of a search for users or rooms.
 #[derive(Debug)]
 pub(crate) struct Found<T> {
-    /// How many there are on all pages.
+    /// The total number; `page` is one page of them.
     pub(crate) total: usize,
     pub(crate) page: Vec<T>,
     /// Nodes of which not all users are known.

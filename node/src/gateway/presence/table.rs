@@ -63,7 +63,7 @@ pub(crate) struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// How many names begin with the prefix, and the entries of the page.
+    /// The total number of names that begin with the prefix, and the entries of the page.
     fn of<'a, V>(
         &self,
         index: &'a BTreeMap<Arc<str>, V>,
@@ -213,7 +213,7 @@ impl Table {
         }
     }
 
-    /// How many users are selected, and those of the page. Without a selection, everybody is.
+    /// The total number of selected users, or of all, and those of the page.
     pub(super) fn users(
         &self,
         selected: Option<&Selected<'_>>,
@@ -235,7 +235,7 @@ impl Table {
         (total, page.collect())
     }
 
-    /// How many rooms begin with the prefix, and those of the page.
+    /// The total number of rooms that begin with the prefix, and those of the page.
     pub(super) fn rooms(&self, page: &Page<'_>) -> (usize, Vec<Occupied>) {
         let (total, page) = page.of(&self.rooms);
         let page = page.map(|(room, sockets)| {

@@ -108,7 +108,7 @@ impl Inner {
         if request.uri().path() == LINK_PATH {
             return self.link(request, &verified);
         }
-        // The body comes last, so that one of a stranger is never read.
+        // The body is read last, so that one of a stranger is never read.
         let request = self.receive(request, &verified).await?;
         self.metrics.received("accepted");
         Ok(next.run(request).await)

@@ -27,10 +27,10 @@ use ring::{
 /// The key of one direction of a connection.
 pub(super) type Secret = [u8; 32];
 
-/// Seals what this node writes.
+/// Seals this node's output.
 pub(super) type Sealer = SealingKey<Numbers>;
 
-/// Opens what the other node writes.
+/// Opens the other node's output.
 pub(super) type Opener = OpeningKey<Numbers>;
 
 /// Numbers the records of one direction in the order in which they are written.
@@ -46,7 +46,7 @@ impl NonceSequence for Numbers {
     }
 }
 
-/// The ciphers of a connection, for what this node writes and for what it reads.
+/// The ciphers of a connection: for this node's output, and for the other node's.
 pub(super) fn ciphers(written: &Secret, read: &Secret) -> Option<(Sealer, Opener)> {
     Some((cipher(written).ok()?, cipher(read).ok()?))
 }

@@ -88,7 +88,7 @@ pub(crate) struct TraceOptions {
     pub(crate) otlp_sample: Ratio,
 }
 
-/// A share, or what the environment says.
+/// A fraction, or the value of the environment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ratio(Option<f64>);
 

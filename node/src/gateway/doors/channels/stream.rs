@@ -92,7 +92,7 @@ impl Default for Forms {
     }
 }
 
-/// A stream that has joined its rooms. It holds no more than it needs, because there are many.
+/// A stream that has joined its rooms. It holds only the necessary data, because there are many.
 struct Joined {
     stream: Stream,
     /// The id from which the client continues.
