@@ -1,6 +1,6 @@
 //! The room index of one namespace on this node: the members of rooms, and broadcasts to them.
 //!
-//! The index is cut by socket, because then one huge room uses all cores, and the membership of a
+//! The index is sharded by socket, so that one huge room uses all cores, and the membership of a
 //! socket is under one lock.
 //!
 //! ```text
@@ -87,8 +87,8 @@ pub struct Adapter<M: Member> {
 struct Shard<M>(Mutex<Rooms<M>>);
 
 impl<M: Member> Adapter<M> {
-    /// Creates an index of `shards` parts, at most 64. More parts than worker threads are of no
-    /// use.
+    /// Creates an index of `shards` parts, at most 64. More parts than worker threads bring no
+    /// benefit.
     ///
     /// `bus` is notified of rooms that get their first member or lose their last one, as far as it
     /// [tracks](BusHandle::tracking) them.
@@ -215,7 +215,7 @@ impl<M: Member> Adapter<M> {
     /// returns their number. `each` is called with every recipient, under the lock of its shard.
     ///
     /// When this returns, the frame is in the outbox of every recipient: two broadcasts of one
-    /// caller reach everybody in order.
+    /// caller reach all recipients in order.
     pub fn fan_out(&self, target: &Target, frame: &M::Frame, mut each: impl FnMut(&M)) -> usize {
         let volatile = target.flags.volatile;
         let mut recipients = 0;

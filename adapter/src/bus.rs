@@ -68,7 +68,7 @@ pub trait Bus: Send + Sync + 'static {
         None
     }
 
-    /// Reads the nodes again, for a tag that [`find_peer`](Self::find_peer) does not know.
+    /// Reads the nodes again, for a tag that [`find_peer`](Self::find_peer) cannot find.
     /// Resolves once all that were in the cluster at the time of the call are known, or
     /// cannot be read.
     fn read_peers(&self) -> BusFuture<()> {
@@ -103,7 +103,7 @@ pub trait Bus: Send + Sync + 'static {
 
 /// One namespace of one node on a [`Bus`]. Dropping it detaches the namespace.
 pub trait BusHandle: Send + Sync + 'static {
-    /// Which rooms' first and last members the listener has to report. Constant, and read before
+    /// The rooms whose first and last members the listener has to report. Constant, and read before
     /// the namespace has sockets. Default: none.
     fn tracking(&self) -> Tracking {
         Tracking::Nothing
@@ -120,9 +120,8 @@ pub trait BusHandle: Send + Sync + 'static {
     }
 
     /// A socket with this id is about to connect. Resolves once messages to its private
-    /// room are delivered; the socket should have the room within a second then. `None`
-    /// if they are delivered anyway, or cannot be at the moment, which the bus's health
-    /// reports.
+    /// room are delivered; the socket should then be in the room within a second. `None` if they
+    /// are delivered anyway, or cannot be delivered at the moment, which the bus's health reports.
     fn expect(&self, _socket: &SocketId) -> Option<BusFuture<Result<(), BusError>>> {
         None
     }
@@ -156,7 +155,7 @@ pub trait BusHandle: Send + Sync + 'static {
         None
     }
 
-    /// Returns where the sessions of the namespace's clients are kept. `None` if the bus
+    /// Returns the store of the sessions of the namespace's clients. `None` if the bus
     /// keeps none, which is the default.
     fn sessions(&self) -> Option<Arc<dyn Sessions>> {
         None
@@ -201,13 +200,12 @@ pub struct Attachment<'a> {
     pub listener: Weak<dyn Listener>,
 }
 
-/// A node's side of a namespace: what the bus calls.
+/// A node's side of a namespace: the interface that the bus calls.
 ///
 /// All methods may be called from any thread. None may block or call back into the bus.
 pub trait Listener: Send + Sync {
     /// Carries out a message of another node or of an emitter, or a stored message of any
-    /// node, which has a position. Returns the number of sockets of this node that it was
-    /// meant for.
+    /// node, which has a position. Returns the number of sockets of this node that it selects.
     fn receive(&self, message: &Message, position: Option<Position>) -> usize;
 
     /// Answers a question about the sockets of this node. Acknowledgements are reported to
@@ -237,7 +235,7 @@ pub trait Progress: Send + Sync {
     fn acknowledged(&self, socket: &SocketId, args: &Args);
 }
 
-/// Which rooms a bus has to be notified about.
+/// The rooms about which a bus has to be notified.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Tracking {
     /// None: the bus receives everything.
@@ -259,7 +257,7 @@ pub struct Gap {
     pub to: SystemTime,
 }
 
-/// Another node of the cluster, and where it is reached.
+/// Another node of the cluster, and its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// The node.

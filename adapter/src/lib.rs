@@ -1,5 +1,5 @@
-//! Rooms of a Roomcast node: which sockets are in which rooms, which of them receive a broadcast,
-//! and the bus between the nodes of a cluster.
+//! Rooms of a Roomcast node: their members, the recipients of broadcasts, and the bus between the
+//! nodes of a cluster.
 //!
 //! - [`Adapter`] is the index of one namespace: it joins, leaves, selects and fans out.
 //! - [`Member`] is its interface to a connected socket.

@@ -180,8 +180,8 @@ impl Builder {
         self
     }
 
-    /// Sets the dialect: which of Node's Redis adapters the nodes are compatible with.
-    /// Default classic.
+    /// Sets the dialect: the Redis adapter of Node with which the nodes are compatible. Default
+    /// classic.
     pub fn dialect(mut self, dialect: Dialect) -> Self {
         self.dialect = dialect;
         self
@@ -193,7 +193,7 @@ impl Builder {
         self
     }
 
-    /// Sets about how many entries the stream has at most. Default 10,000.
+    /// Sets the approximate maximum number of entries of the stream. Default 10,000.
     pub fn stream_max_len(mut self, entries: usize) -> Self {
         self.stream_max_len = entries.max(1);
         self

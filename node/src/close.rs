@@ -63,7 +63,7 @@ impl CloseReason {
         }
     }
 
-    /// The code for a client without Socket.IO, which knows nothing but the codes of RFC 6455.
+    /// The code for a client without Socket.IO, which understands only the codes of RFC 6455.
     pub(crate) fn plain_websocket_code(self) -> Option<u16> {
         match self {
             Self::ServerDisconnect => Some(1000),
@@ -83,7 +83,7 @@ impl CloseReason {
         }
     }
 
-    /// Whether the transport has failed, so that nothing can be written any more.
+    /// Whether the transport has failed, so that nothing more can be written.
     pub(crate) fn transport_is_gone(self) -> bool {
         matches!(self, Self::TransportError)
     }
@@ -108,7 +108,7 @@ impl fmt::Display for CloseReason {
 /// Declares the limits once: the variants, the list of all in the same order, and their labels.
 macro_rules! limits {
     ($($(#[$doc:meta])+ $variant:ident = $label:literal,)+) => {
-        /// Everything that clients or applications can ask too much of.
+        /// Every resource that clients or applications can exhaust.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[non_exhaustive]
         pub enum Limit {
@@ -151,7 +151,7 @@ limits! {
     EventName = "event_name",
     /// Length of a namespace's name.
     NamespaceName = "namespace_name",
-    /// Acknowledgements that a socket has not sent yet.
+    /// Pending acknowledgements of a socket.
     PendingAcks = "pending_acks",
     /// Broadcasts at least once that a socket has not acknowledged; the oldest are not sent again.
     Unacknowledged = "unacknowledged",
@@ -171,7 +171,7 @@ limits! {
     HeaderTimeout = "header_timeout",
     /// Time for the body of an HTTP request.
     BodyTimeout = "body_timeout",
-    /// Time in which a client must take something of an HTTP response.
+    /// Time in which a client must read some bytes of an HTTP response.
     ResponseTimeout = "response_timeout",
     /// WebSockets that have been opened for an upgrade which is not finished.
     UnfinishedUpgrades = "unfinished_upgrades",

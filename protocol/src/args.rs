@@ -41,7 +41,7 @@ pub fn from_json<T: DeserializeOwned>(json: &str) -> Result<T, serde_json::Error
     decode::from_text(json)
 }
 
-/// Why arguments cannot be encoded, decoded or put together.
+/// The reason why arguments cannot be encoded, decoded or combined.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArgsError {
@@ -107,8 +107,8 @@ impl Args {
     }
 
     /// Arguments from a JSON array with placeholders for the attachments. Only UTF-8 and
-    /// the outer brackets are checked; anything else that is wrong is an error when they
-    /// are decoded. Numbers get the form that they have on every node: `1.0` becomes `1`.
+    /// the outer brackets are checked; other errors are reported when they are decoded. Numbers get
+    /// the form that they have on every node: `1.0` becomes `1`.
     #[expect(
         clippy::needless_pass_by_value,
         reason = "the signature shows that the bytes are taken over"
@@ -157,7 +157,7 @@ impl Args {
         }
     }
 
-    /// Arguments that this crate has written. Refuses data that receivers would take for
+    /// Arguments that this crate has written. Refuses data that receivers would treat as
     /// placeholders.
     pub(crate) fn sealed(json: Arc<str>, attachments: Vec<Bytes>) -> Result<Self, ArgsError> {
         let args = Self::from_canonical(json, attachments)?;
@@ -170,8 +170,8 @@ impl Args {
     ///
     /// As in JavaScript, missing arguments are `null` and surplus ones are ignored. A
     /// field that asks for bytes (`bytes::Bytes`, `serde_bytes::ByteBuf`, [`Value`])
-    /// receives binary. A lone surrogate in a text, which JavaScript's `slice` makes of
-    /// an emoji, becomes U+FFFD. A number that no `f64` can hold is `null`.
+    /// receives binary. A lone surrogate in a text, which JavaScript's `slice` can cut from an
+    /// emoji, becomes U+FFFD. A number that no `f64` can hold is `null`.
     ///
     /// # Errors
     ///
@@ -286,7 +286,7 @@ impl Args {
     ///
     /// # Errors
     ///
-    /// [`JsonError::TooDeep`]. Other errors of the text are left to those that read it.
+    /// [`JsonError::TooDeep`]. Other errors of the text are reported when it is read.
     pub fn check_depth(&self, limit: usize) -> Result<(), JsonError> {
         self.check_depth_with(limit, 0)
     }

@@ -48,7 +48,7 @@ pub enum Message {
 
 /// The place of a broadcast in the log of its namespace.
 ///
-/// All rooms of a namespace share one sequence of ids, so inside a room ids grow and have gaps.
+/// All rooms of a namespace share one sequence of ids, so within a room ids increase and have gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Position {
     /// The id, at most 2^53, beyond which JavaScript cannot count.
@@ -56,8 +56,8 @@ pub struct Position {
     /// When the broadcast was stored, in milliseconds since 1970.
     pub time: u64,
     /// The id of the broadcast before it, if the namespace keeps a journal. 0 for the
-    /// first one. The chain of these ids shows a receiver whether it has missed
-    /// something. In JSON it is left out.
+    /// first one. The chain of these ids shows a receiver whether it has missed a broadcast. In
+    /// JSON it is left out.
     #[serde(skip)]
     pub after: Option<u64>,
 }

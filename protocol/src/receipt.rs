@@ -14,15 +14,15 @@ use crate::{
 ///
 /// A field is `None` if it was not requested: `sockets` unless the nodes were asked how many
 /// sockets they reached, `acknowledged` unless the clients were asked for
-/// acknowledgements. So nothing in it is a guess.
+/// acknowledgements. So no field is a guess.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Receipt {
     /// Its place in the journal of the namespace, if it was stored there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
-    /// Nodes that took the message: those that responded if they were asked, and
-    /// otherwise the connections to which Redis passed it.
+    /// Nodes that received the message: those that responded if they were asked, and otherwise the
+    /// connections to which Redis delivered it.
     pub nodes: usize,
     /// Sockets that it reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -30,8 +30,7 @@ pub struct Receipt {
     /// Sockets whose clients acknowledged it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acknowledged: Option<usize>,
-    /// Nodes that were asked and did not respond in time. Servers of other make appear as
-    /// `foreign`.
+    /// Nodes that were asked and did not respond in time. Node.js servers appear as `foreign`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub silent_nodes: Vec<String>,
     /// Whether this is the receipt of an earlier broadcast with the same idempotency key,
@@ -72,9 +71,8 @@ impl Receipt {
 }
 
 /// Identifies a broadcast, so that an idempotency key cannot be used for two. The order
-/// of rooms and the white space of the arguments make no difference, because a retry may
-/// come through another door. The flags that decide about the receivers and about what
-/// they are promised do.
+/// of rooms and the white space of the arguments make no difference, because a retry may use
+/// another interface. Flags that change the receivers or their guarantees do make a difference.
 pub fn fingerprint(target: &Target, event: &str, args: &Args) -> String {
     let sorted = |names: &[Box<str>]| {
         let mut names = names.to_vec();
@@ -101,7 +99,7 @@ pub fn fingerprint(target: &Target, event: &str, args: &Args) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The names of the flags that are set and make another broadcast of the same event.
+/// The names of the set flags that distinguish two broadcasts of the same event.
 fn effective(flags: &Flags) -> Vec<&'static str> {
     let Flags {
         volatile,

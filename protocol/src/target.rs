@@ -53,8 +53,8 @@ pub struct Flags {
     /// The time to wait for acknowledgements and for answers of other nodes. On the wire it is
     /// rounded up to milliseconds and limited to 2^31 - 1.
     pub timeout: Option<Duration>,
-    /// Each client acknowledges the event, and receives it again after a recovery if it has not. Only Roomcast
-    /// nodes know this flag; Node's servers deliver the event like any other.
+    /// Each client acknowledges the event, and otherwise receives it again after a recovery. Only
+    /// Roomcast nodes support this flag; Node's servers deliver the event like any other.
     pub at_least_once: bool,
 }
 

@@ -18,7 +18,7 @@ use super::{BusError, BusFuture, Once, Published};
 /// - All nodes, the publishing one included, receive the broadcasts of a namespace in the order of
 ///   their ids, except for losses that a [`Gap`](super::Gap) covers. So a reader that has the
 ///   broadcast of one id in the log has all earlier ones of the room that are kept.
-/// - Ids of a namespace grow. They begin at the seconds since 1970, so that they increase even
+/// - Ids of a namespace increase. They begin at the seconds since 1970, so that they increase even
 ///   after a loss of the log, as long as a namespace gets at most one broadcast a second on
 ///   average; otherwise [`Page::After`] an id that the log has not given returns all that is kept.
 ///   The unit is not finer, because clients of Syncano keep ids in 32 bits.
@@ -71,8 +71,8 @@ pub trait Log: Send + Sync + 'static {
     fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>>;
 
     /// Announces the journal of the namespace to emitters, so that they append their messages to
-    /// it. To be repeated now and then, because Redis may lose it. Default: there are no emitters.
-    /// `at_least_once`: whether broadcasts can be emitted so.
+    /// it. Call it regularly, because Redis may lose the entry. Default: there are no emitters.
+    /// `at_least_once`: whether broadcasts can be emitted at least once.
     fn announce(&self, _at_least_once: bool) -> BusFuture<Result<(), BusError>> {
         Box::pin(ready(Ok(())))
     }
@@ -150,8 +150,8 @@ pub struct JournalPage {
     pub unreadable: Vec<Position>,
     /// Whether there may be more entries in the direction of reading.
     pub is_full: bool,
-    /// The last id that the namespace has given, whether or not its broadcast is kept. 0 if it has
-    /// given none, or the log was lost.
+    /// The last id that the namespace has assigned, whether or not its broadcast is kept. 0 if it
+    /// has assigned none, or the log was lost.
     pub newest: u64,
 }
 
@@ -184,7 +184,7 @@ impl Default for HistoryLimits {
 /// A stored broadcast.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryEntry {
-    /// The id. Inside a room ids grow and have gaps.
+    /// The id. Within a room, ids increase and have gaps.
     pub id: u64,
     /// When it was stored, in milliseconds since 1970.
     pub time: u64,
@@ -199,8 +199,8 @@ pub struct HistoryEntry {
 /// Which entries of a room are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Page {
-    /// The first ones after this id. After an id that is greater than all the log has given, the
-    /// first ones that are kept: the id is from an earlier log, which was lost.
+    /// The first ones after this id. After an id that is greater than all assigned ones, the first
+    /// ones that are kept, because the id is from an earlier log that was lost.
     After(u64),
     /// The last ones before this id.
     Before(u64),

@@ -28,7 +28,7 @@ pub trait Sessions: Send + Sync + 'static {
     fn refresh(&self, pids: &[Box<str>], life: Duration) -> BusFuture<Result<Vec<bool>, BusError>>;
 
     /// Makes `owner` the owner of a session, which otherwise stays as it is. Resolves to
-    /// its value and its former owner. Of two that take it, the later one is the owner.
+    /// its value and its former owner. If two take it, the later one is the owner.
     fn take(&self, pid: &str, owner: &str) -> BusFuture<Result<Option<Taken>, BusError>>;
 }
 

@@ -31,7 +31,7 @@ pub struct RedisConfig {
     /// Key of the stream in the streams dialect: `streamName` of Node's adapter. Default:
     /// the prefix, because Node's default for both is `socket.io`.
     pub stream: Option<String>,
-    /// About how many entries the stream has at most, in the streams dialect: `maxLen` of
+    /// The approximate maximum number of entries of the stream, in the streams dialect: `maxLen` of
     /// Node's adapter. Default 10,000.
     pub stream_max_len: usize,
     /// Prefix of the keys of sessions in the streams dialect: `sessionKeyPrefix` of
@@ -64,7 +64,7 @@ pub struct RedisConfig {
     /// unavailable. With `false` the bus starts nevertheless, and is interrupted until Redis is
     /// available. Default true.
     pub is_required: bool,
-    /// Where other nodes reach this one, such as `10.0.0.7:3002`: see
+    /// The address of this node for other nodes, such as `10.0.0.7:3002`: see
     /// [`Bus::find_peer`](crate::Bus::find_peer). Visible ASCII, stated with the node's
     /// lease. Default: none.
     pub address: Option<String>,
@@ -73,8 +73,8 @@ pub struct RedisConfig {
 /// How messages to the private rooms of this node's sockets reach it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PrivateRooms {
-    /// By a pattern while Redis has few of them, else by channels. Each pattern costs every publish
-    /// to that Redis 25 ns; a channel costs memory and a command per connected socket.
+    /// By a pattern while Redis has few of them, otherwise by channels. Each pattern costs every
+    /// publish to that Redis 25 ns; a channel costs memory and a command per connected socket.
     #[default]
     Auto,
     /// One pattern per namespace.

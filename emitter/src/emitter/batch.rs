@@ -1,8 +1,7 @@
 //! Many emits at once, published in as few pipelines as possible.
 //!
 //! Messages are encoded when they are added; nothing is published before the batch is
-//! sent. The size of a batch is limited in bytes, and so are the bytes that are on their
-//! way to Redis at a time.
+//! sent. The size of a batch is limited in bytes, and so are the bytes in flight to Redis.
 //!
 //! A message that cannot be encoded, or that does not fit, is an error of the call that
 //! adds it. Messages in the batch can therefore only fail in Redis or on the way there.

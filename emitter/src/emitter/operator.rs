@@ -47,12 +47,12 @@ impl BroadcastOperator {
     super::narrowing!();
 
     /// Publishes the event once, however often it is emitted with this key: by this emitter, by another one, by a
-    /// server, or over the HTTP API. The first emit decides, and the later ones return its receipt with
-    /// `is_replayed`, also how many sockets it reached, if it was confirmed. Unconfirmed messages
-    /// are therefore retried, too.
+    /// server, or over the HTTP API. The first emit takes effect, and later ones return its receipt
+    /// with `is_replayed`, including the number of sockets if it was confirmed. Unconfirmed
+    /// messages are therefore retried, too.
     ///
     /// Keys belong to a namespace. The result is kept for
-    /// [`Builder::idempotency_time`](crate::Builder::idempotency_time). Concerns
+    /// [`Builder::idempotency_time`](crate::Builder::idempotency_time). Applies to
     /// [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed).
     ///
     /// # Errors
@@ -66,10 +66,10 @@ impl BroadcastOperator {
 
     /// Makes the client of each socket acknowledge the event, and receive it again if it comes back
     /// without having done so. The handler of the official client receives a function as its last
-    /// argument, and calls it when it has done its work. It may receive an event twice, and should
-    /// check an id in the arguments.
+    /// argument, and calls it when it has handled the event. It may receive an event twice, and
+    /// should check an id in the arguments.
     ///
-    /// Concerns [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed). The
+    /// Applies to [`emit`](Self::emit) and [`emit_confirmed`](Self::emit_confirmed). The
     /// acknowledgements are not returned. Clients of Node.js servers receive the event at most
     /// once.
     ///
@@ -104,8 +104,8 @@ impl BroadcastOperator {
     /// Emits an event and waits until the nodes have reported how many sockets it reached.
     ///
     /// Nodes that do not respond within the timeout (default 5 s) are listed as silent,
-    /// which is not an error. Node's servers cannot report this; they are asked which
-    /// sockets are selected now.
+    /// which is not an error. Node's servers cannot report this; they are asked for the currently
+    /// selected sockets.
     pub async fn emit_confirmed(
         self,
         event: &str,
@@ -227,7 +227,7 @@ pub(super) fn checked(event: &str, args: impl IntoArgs) -> Result<Args, EmitErro
     Ok(args.into_args()?)
 }
 
-/// A broadcast without acknowledgement. The caller's timeout does not concern the nodes.
+/// A broadcast without acknowledgement. The caller's timeout does not apply to the nodes.
 pub(super) fn broadcast(mut target: Target, event: &str, args: Args) -> Message {
     target.flags.timeout = None;
     Message::Broadcast {

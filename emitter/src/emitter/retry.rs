@@ -41,7 +41,7 @@ impl Retry {
         Self::default().tries(1)
     }
 
-    /// Sets the number of tries in all; zero counts as one. Default 5.
+    /// Sets the total number of tries; zero counts as one. Default 5.
     #[must_use]
     pub fn tries(mut self, tries: u32) -> Self {
         self.tries = tries.max(1);

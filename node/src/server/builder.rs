@@ -1,4 +1,4 @@
-//! The settings of a server, and how it is built from them.
+//! The settings of a server, and its construction.
 //!
 //! Building is asynchronous because a server on a bus has to be subscribed before it is
 //! returned: otherwise the next emit of another node could be missed. All settings are checked
@@ -207,7 +207,7 @@ impl Builder {
         self
     }
 
-    /// Adds a namespace. Clients can connect to no others.
+    /// Adds a namespace. Clients cannot connect to others.
     pub fn namespace(mut self, namespace: Namespace) -> Self {
         self.namespaces.push(namespace);
         self
@@ -229,7 +229,7 @@ impl Builder {
     }
 
     /// Number of tasks that write to connections, and of shards of the room index. Default: the
-    /// number of the runtime's worker threads, because more of them only cost. At most 64.
+    /// number of the runtime's worker threads, because more bring only costs. At most 64.
     pub fn lanes(mut self, lanes: usize) -> Self {
         self.lanes = Some(lanes);
         self
@@ -242,8 +242,8 @@ impl Builder {
         self
     }
 
-    /// The same for a bus that needs the name of the node, with which the ids of its sockets begin.
-    /// If `start` fails, [`build`](Self::build) fails with [`BuildError::Bus`].
+    /// The same for a bus that needs the name of the node, which is the prefix of the ids of its
+    /// sockets. If `start` fails, [`build`](Self::build) fails with [`BuildError::Bus`].
     pub fn start_bus<F, Fut, B, E>(mut self, start: F) -> Self
     where
         F: FnOnce(NodeId) -> Fut + Send + 'static,
@@ -275,7 +275,7 @@ impl Builder {
     }
 
     /// The same with settings other than the defaults. `json_depth` is replaced by that of the
-    /// server's [`Limits`](crate::Limits), so that one limit holds on every path.
+    /// server's [`Limits`](crate::Limits), so that one limit applies to every path.
     pub fn redis_with(mut self, config: RedisConfig) -> Self {
         self.bus = BusSource::Redis(Box::new(Ok(config)));
         self
@@ -389,7 +389,7 @@ struct Definitions {
 }
 
 impl Definitions {
-    /// Checks the names, and that all state exists that handlers take.
+    /// Checks the names, and that the shared state for all handlers exists.
     fn check(
         namespaces: Vec<Namespace>,
         mut needs: Vec<Need>,
@@ -468,7 +468,7 @@ impl BusSource {
     }
 }
 
-/// The decision about handshakes as the transport asks for it.
+/// The decision about handshakes, for the transport.
 fn requests_allowed_by(allow: OnHook, states: Arc<States>, metrics: Arc<Metrics>) -> AllowRequest {
     Arc::new(move |handshake| {
         let deciding = allow(&mut Call {

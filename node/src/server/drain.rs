@@ -5,7 +5,8 @@
 //! traffic. A drain spreads the closes, and thereby the reconnects.
 //!
 //! Each connection has its own due time, so a late turn of the timer closes all connections that
-//! are due, and a busy machine keeps the rate. The phases are drawn in the transport's `engine`.
+//! are due, and a busy machine keeps the rate. The transport's `engine` has a diagram of the
+//! phases.
 
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use crate::{
 /// Time between two checks of due connections.
 const TICK: Duration = Duration::from_millis(10);
 
-/// The longest time between two closes. A server with few clients drains in less time, because so
+/// Maximum time between two closes. A server with few clients drains in less time, because so
 /// few reconnects are no burden.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -61,12 +62,12 @@ impl Default for Drain {
 impl Server {
     /// Moves all clients to other servers, before [`close`](Self::close).
     ///
-    /// The server is not [ready](Self::is_ready) from now on. After the grace, which a
-    /// server without connections skips, new connections get status 503, and the open
-    /// ones are closed at an even rate. Their transports are closed and not their
-    /// namespaces, so that official clients reconnect by themselves (`transport close`).
-    /// Returns when every connection has been closed; handlers may still run. To skip the rest of
-    /// the drain, drop the future and call `close`.
+    /// From now on the server is not [ready](Self::is_ready). After the grace period, which a
+    /// server without connections skips, new connections get status 503, and the open ones are
+    /// closed at an even rate. Their transports are closed and not their namespaces, so that
+    /// official clients reconnect by themselves (`transport close`). Returns when every connection
+    /// has been closed; handlers may still run. To skip the rest of the drain, drop the future and
+    /// call `close`.
     ///
     /// The listener must keep accepting meanwhile, because each poll may be a separate connection:
     ///
@@ -132,7 +133,7 @@ async fn close_evenly(engine: &Engine, over: Duration) {
     }
 }
 
-/// When how many connections are due.
+/// The schedule of due connections.
 struct Pace {
     total: usize,
     over: Duration,

@@ -1,6 +1,6 @@
 //! Handlers: closures of the application that run on an event, a connect, a disconnect and so on.
 //!
-//! A handler takes any of the arguments that its place offers, in any order, like a
+//! A handler takes any of the arguments that are available in its place, in any order, like a
 //! handler of axum:
 //!
 //! ```text
@@ -95,7 +95,8 @@ pub struct Call<'a> {
     pub(crate) payload: Option<&'a Payload<'a>>,
     pub(crate) args: Option<Args>,
     pub(crate) id: Option<u64>,
-    /// How many arguments of the handler come from the payload, and how many of them are taken.
+    /// The number of the handler's arguments from the payload, and the number of those taken so
+    /// far.
     pub(crate) payloads: usize,
     pub(crate) taken: usize,
     pub(crate) took_ack: bool,
@@ -180,8 +181,8 @@ pub trait Arguments<Place>: Sized + 'static {
 /// |---|---|---|
 /// | [`Socket`] | events, connect, disconnect | the socket |
 /// | [`State<S>`] | everywhere | a value that the server's handlers share |
-/// | `T: Deserialize` | events | alone: the first argument of the event, or several as a tuple; beside others: the argument at its position |
-/// | [`Args`] | events | the arguments as they came; behind others: the rest |
+/// | `T: Deserialize` | events | alone: the first argument of the event, or several as a tuple; with others: the argument at its position |
+/// | [`Args`] | events | the arguments unchanged; after others: the rest |
 /// | [`Event`] | events | name and arguments |
 /// | [`Ack`] | events | the acknowledgement, which the handler then sends itself |
 /// | [`DisconnectReason`] | disconnect | why the socket has disconnected |

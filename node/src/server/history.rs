@@ -48,8 +48,8 @@ pub struct History {
 
 impl History {
     /// Returns the first entries after this id, at most `limit`. An `id` of 0 begins with
-    /// the oldest entry that is kept. So does an id that the log has never given, because
-    /// it is from a log that was lost.
+    /// the oldest entry that is kept. So does an id that the log has never assigned, because it is
+    /// from a lost log.
     ///
     /// # Errors
     ///
@@ -156,19 +156,18 @@ impl BroadcastOperator {
 
 impl Socket {
     /// Makes the socket of a [plain connection](crate::plain) join rooms that keep a
-    /// [history](super::Namespace::history), so that it receives every published event of
-    /// theirs after the id `after`, once and in the order of ids across these rooms:
-    /// first those that are kept, then those that are published. Without `after`, it begins with
-    /// events published from now on.
+    /// [history](super::Namespace::history), so that it receives every event published to them
+    /// after the id `after`, once and in the order of ids across these rooms: first the kept
+    /// events, then new ones. Without `after`, it begins with events published from now on.
     ///
-    /// Returns the id that the next event follows: that of the last event that was
-    /// sent, or of the newest one of the rooms; 0 if nothing is kept. A client that gives
-    /// it as `after` later, on any node, loses nothing that is still kept.
+    /// Returns the id that the next event follows: that of the last event that was sent, or of the
+    /// newest one of the rooms; 0 if nothing is kept. A client that later passes it as `after`, on
+    /// any node, misses no event that is still kept.
     ///
     /// After a [gap](crate::Gap), the node reads the histories again and sends the missing events.
     /// They follow the events that have arrived meanwhile, so ids are out of order there. If a
     /// history cannot be read, the node retries at least every 5 s. If Redis has lost its data, ids
-    /// may be below those before, and the times of the events are above.
+    /// may be lower than before, but the times of the events are later.
     ///
     /// Kept messages wait in the outbox, within its
     /// [limits](crate::Limits::outbox_bytes). Events that are emitted without being

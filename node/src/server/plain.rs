@@ -72,7 +72,7 @@ impl fmt::Debug for Open {
     }
 }
 
-/// Why a plain connection was not opened, in the words of HTTP.
+/// The reason why a plain connection was not opened, as an HTTP error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 #[non_exhaustive]
@@ -158,12 +158,12 @@ impl fmt::Debug for Stream {
 }
 
 impl Server {
-    /// Opens a plain connection whose events this process carries on, as the body of a
-    /// response or as the response to a parked request.
+    /// Opens a plain connection whose events this process forwards, as the body of a response or as
+    /// the response to a parked request.
     ///
     /// The request is the client's: its headers, query and address become the socket's
     /// [`Handshake`], and limits of connections and addresses count it. The authorizers of the
-    /// namespace decide. When this returns, the connect handlers have started.
+    /// namespace run. When this returns, the connect handlers have started.
     ///
     /// ```
     /// # use std::sync::Arc;
@@ -206,16 +206,14 @@ impl Server {
 
     /// Opens a plain WebSocket. Returns the response to its request, with status 101.
     ///
-    /// The authorizers of the namespace decide before, as for
-    /// [`open_stream`](Self::open_stream). When the WebSocket is open and the connect
-    /// handlers have started, `on_open` runs, and then `on_text` for each text message,
-    /// one after the other. Messages that wait for a running one are limited by
-    /// [`Limits::events_in_flight`](crate::Limits::events_in_flight) and
-    /// [`Limits::inbox_bytes`](crate::Limits::inbox_bytes): then the WebSocket is not
-    /// read. Rates limit them as they limit events. A binary message ends the connection
-    /// with code 1003, unless the form [skips](Form::skips_binary) them, a
-    /// [disconnect](Socket::disconnect) with 1000, and a shutdown with 1001. If the
-    /// future panics, the socket is disconnected.
+    /// The authorizers of the namespace run before, as for [`open_stream`](Self::open_stream). When
+    /// the WebSocket is open and the connect handlers have started, `on_open` runs, and then
+    /// `on_text` for each text message, one after the other. Messages that wait for a running one
+    /// are limited by [`Limits::events_in_flight`](crate::Limits::events_in_flight) and
+    /// [`Limits::inbox_bytes`](crate::Limits::inbox_bytes): then the WebSocket is not read. Rates
+    /// limit them as they limit events. A binary message ends the connection with code 1003, unless
+    /// the form [skips](Form::skips_binary) them, a [disconnect](Socket::disconnect) with 1000, and
+    /// a shutdown with 1001. If the future panics, the socket is disconnected.
     ///
     /// # Errors
     ///
@@ -269,7 +267,7 @@ impl Server {
     }
 }
 
-/// A client that was let in, before its connection is opened.
+/// An accepted client, before its connection is opened.
 struct Admitted {
     server: Arc<Inner>,
     permit: ConnectionPermit,
@@ -397,7 +395,7 @@ struct Entering {
     on_open: Box<dyn FnOnce(Socket) -> Option<BoxFuture<()>> + Send>,
 }
 
-/// Messages of a WebSocket. One after the other is handled.
+/// Messages of a WebSocket, which are handled one after the other.
 #[derive(Default)]
 struct Inbox {
     running: Option<BoxFuture<()>>,
@@ -498,7 +496,7 @@ impl Protocol for PlainClient {
         }
     }
 
-    /// Reading pauses while more waits than a client may leave unhandled.
+    /// Reading pauses while a client has more waiting messages than allowed.
     fn is_ready(&self) -> bool {
         let limits = &self.client.server.engine.config.limits;
         let has_room = |inbox: &Inbox| {

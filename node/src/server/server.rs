@@ -1,7 +1,7 @@
 //! The server: its namespaces, and the handle that applications hold.
 //!
 //! Ownership runs one way: handles, routes and connections keep [`Inner`] alive, and it keeps the
-//! namespaces. A namespace refers back weakly. When the last owner goes, the lanes stop.
+//! namespaces. A namespace refers back weakly. When the last owner is dropped, the lanes stop.
 //!
 //! ```text
 //! close: no new connections ─► others stop asking ─► clients leave ─► handlers end ─► sessions ─► bus
@@ -80,7 +80,7 @@ pub(crate) struct Inner {
     pub(super) states: Arc<States>,
     pub(super) drain_timeout: Duration,
     pub(super) cluster: ClusterNode,
-    /// The namespaces that exist. Dynamic ones come and go.
+    /// The namespaces that exist. Dynamic ones are created and removed.
     pub(super) live: RwLock<HashMap<Arc<str>, Arc<LiveNamespace>>>,
     pub(super) patterns: Vec<(Pattern, Arc<Handlers>)>,
     pub(super) tasks: Tasks,

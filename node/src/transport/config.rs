@@ -46,12 +46,12 @@ pub struct Limits {
     pub event_name_bytes: usize,
     /// Length of a namespace's name in bytes. Default 256. Beyond: the connection is closed.
     pub namespace_bytes: usize,
-    /// Acknowledgements of one socket that have not arrived. Default 1,024. Beyond:
+    /// Pending acknowledgements of one socket. Default 1,024. Beyond:
     /// `emit_with_ack` fails.
     pub pending_acks: usize,
     /// Broadcasts [at least once](crate::BroadcastOperator::at_least_once) that one socket has
-    /// not acknowledged. Default 256. Beyond: then the oldest are not sent again when the client
-    /// comes back.
+    /// not acknowledged. Default 256. Beyond: the oldest are not sent again when the client comes
+    /// back.
     pub unacknowledged_events: usize,
     /// The bytes of their packets. Default 1 MiB; the latest is kept regardless of its size.
     /// Beyond: the same.
@@ -89,7 +89,7 @@ pub struct Limits {
     /// Time for the body of a request to arrive. Default 20 s. Beyond: status 408 and the
     /// connection is closed.
     pub body_timeout: Duration,
-    /// Time in which a client must take something of an HTTP response. Default 30 s. Beyond: the
+    /// Time in which a client must read some bytes of an HTTP response. Default 30 s. Beyond: the
     /// connection is closed. Applies to [`Server::serve`](crate::Server::serve).
     pub response_timeout: Duration,
     /// WebSockets opened for an upgrade that is not finished, on the whole server. Default 10,000.
@@ -97,7 +97,7 @@ pub struct Limits {
     pub unfinished_upgrades: usize,
     /// Sockets that [`Server::serve`](crate::Server::serve) holds open: HTTP connections and
     /// WebSockets. Default 1,000,000, or less if the limit of open files leaves less. Beyond:
-    /// status 503; of many clients at once, some are closed without a response.
+    /// status 503; if many clients arrive at once, some are closed without a response.
     pub sockets: usize,
     /// Connections of the whole server. Default 1,000,000. Beyond: status 503.
     pub connections: usize,
@@ -105,8 +105,8 @@ pub struct Limits {
     /// address of the client, see [`Handshake::address`](crate::Handshake::address):
     /// behind a proxy all clients have the proxy's address.
     pub connections_per_address: Option<usize>,
-    /// The bits of an IPv6 address that count as one address, because clients have whole networks.
-    /// Default 64.
+    /// Prefix length of IPv6 networks that count as one address, because each client has a whole
+    /// network. Default 64.
     pub ipv6_prefix: u8,
     /// New connections of the whole server, per second. Default: no limit. Beyond: status
     /// 503, with a time in `Retry-After` that differs between clients.
@@ -169,7 +169,7 @@ impl Default for Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RatePolicy {
-    /// Nothing else: the event is handled.
+    /// Only that: the event is handled.
     Warn,
     /// The event is not handled. If the client waits for an acknowledgement, it gets
     /// `{"error": "too many events", "data": {"limit": "event_rate"}}`, or `too many bytes` with
@@ -177,7 +177,7 @@ pub enum RatePolicy {
     /// always handled.
     #[default]
     Drop,
-    /// The connection is closed. Official clients connect again.
+    /// The connection is closed. Official clients reconnect.
     Close,
 }
 
@@ -232,7 +232,7 @@ pub(crate) struct Config {
     pub(crate) allow_eio3: bool,
     pub(crate) cors: Option<Cors>,
     pub(crate) cookie: Option<Cookie>,
-    /// Bodies of polls from this size on are compressed if the client takes gzip.
+    /// Bodies of polls from this size on are compressed if the client accepts gzip.
     pub(crate) compress_from: Option<usize>,
     pub(crate) allow_request: Option<AllowRequest>,
     pub(crate) keep: Vec<Keep>,

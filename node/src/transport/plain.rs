@@ -29,10 +29,10 @@ use super::{
 };
 use crate::close::CloseReason;
 
-/// How clients of a plain connection see events.
+/// The form in which clients of a plain connection receive events.
 ///
 /// Connections that share one `Arc` of a form share its output: it is called once per event and
-/// form, regardless of the number of recipients. So keep one for all connections of a kind.
+/// form, regardless of the number of recipients. So use one for all connections of a kind.
 ///
 /// It is called while a connection is locked. It must not use the server, a socket, or a lock that
 /// is held for long.
@@ -74,7 +74,7 @@ pub trait Form: Send + Sync + 'static {
     }
 }
 
-/// The sign of life that a client receives while there are not reported, each
+/// The sign of life that a client receives while there are no events, each
 /// [ping interval](crate::Builder::ping_interval).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -183,8 +183,8 @@ pub(crate) struct Followed {
 
 /// The place up to which the log of a room is known.
 ///
-/// A log that has lost its data gives ids from the clock again. They may be below those
-/// that it gave before in a burst, so that only the time shows that an event is new.
+/// A log that has lost its data assigns ids from the clock again. They may be lower than those that
+/// it assigned in an earlier burst, so only the time shows that an event is new.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Reached {
     pub(crate) id: u64,
@@ -213,9 +213,9 @@ impl Reached {
 /// The outcome of pushing a frame to a plain connection.
 pub(super) enum Admitted {
     Now,
-    /// It is held back, was sent already, or is nothing to a plain connection.
+    /// It is held back, was sent already, or has no form for a plain connection.
     Not,
-    /// More is held back than may wait.
+    /// The frames held back exceed the limit.
     Full,
 }
 
@@ -448,8 +448,8 @@ impl Connection {
         }
     }
 
-    /// Sends those of the events of a log that came after the connection began to follow
-    /// it and have not arrived.
+    /// Sends the events of a log that were stored after the connection began to follow it and have
+    /// not arrived.
     pub(crate) fn send_missed(
         self: &Arc<Self>,
         frames: &[Frame],
