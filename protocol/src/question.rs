@@ -9,8 +9,8 @@ use crate::{
     target::Target,
 };
 
-/// The suffix of the id of a [`Question::Reached`] that refers to no broadcast by its id: nodes count their
-/// selected sockets. A broadcast that a journal stores has no id.
+/// The suffix of the id of a [`Question::Reached`] that refers to no broadcast by its id: nodes
+/// count their selected sockets. A broadcast that a journal stores has no id.
 pub const REACHED_NOW: &str = "#now";
 
 /// A question to all nodes; each answers for its own sockets.
