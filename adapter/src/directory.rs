@@ -1,5 +1,6 @@
-//! Which shards of this node have members of a room, so that a broadcast to a small room does not
-//! take the lock of every shard; and which rooms have got or lost members since the bus asked.
+//! The shards of this node that have members of a room, so that a broadcast to a small room does
+//! not take the lock of every shard; and the rooms that have got or lost members since the bus
+//! asked.
 //!
 //! Its lock is a leaf: it is taken under the lock of a shard, and no lock is taken under it.
 

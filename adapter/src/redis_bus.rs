@@ -20,8 +20,7 @@
 //!
 //! **Why everything runs on the task that reads.** A queue between reading and carrying
 //! out would need a limit, and beyond it messages would be lost silently. Without one,
-//! a node that is too slow is cut off by Redis, which it notices, and which is a gap
-//! like any other.
+//! Redis disconnects a node that is too slow; the node notices it, and it is a gap like any other.
 //!
 //! **Life of a node**: `check` (nothing is changed) → links → flowing (a probe has come
 //! back) → lease, so that others ask it → … → `retire`: no lease, asked no more →

@@ -1,4 +1,4 @@
-//! The two-way index of one shard: sockets and the rooms they are in, rooms and their members.
+//! The two-way index of one shard: sockets and their rooms, rooms and their members.
 //!
 //! ```text
 //! ids   ─► members[slot]: socket, places ─┬─► { room, position }

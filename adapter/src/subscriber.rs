@@ -1,4 +1,4 @@
-//! The subscriber: connections to Redis that only listen.
+//! The subscriber: connections to Redis that only receive.
 //!
 //! ```text
 //!   owner ── subscribe, confirm ──▶ Subscriber ──▶ ServerSubscriber: one; with sharded pub/sub in a

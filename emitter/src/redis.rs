@@ -9,7 +9,7 @@
 //!   500 ms, Nagle's algorithm, no keepalive, and connections that subscribe again by
 //!   themselves;
 //! - [`Cluster`]: one task per endpoint that keeps the map of slots;
-//! - [`Publisher`]: gathers the commands of many callers into few pipelines, and distinguishes
+//! - [`Publisher`]: collects the commands of many callers into few pipelines, and distinguishes
 //!   commands that were certainly not executed from those that may have been.
 //!
 //! Files import downwards only:

@@ -21,9 +21,9 @@
 //! be overtaken: a node would receive 7 before 6, and could not distinguish a late broadcast from a
 //! lost one. Redis runs a script as a whole, so the order of ids is the order of arrival.
 //!
-//! **Why one queue, if there is a journal.** Broadcasts for the journal are gathered,
-//! see [`batches`]. A broadcast for the log of a room shares no call, but goes through
-//! the same queue, so that the order of calls stays the order of ids.
+//! **Why one queue, if there is a journal.** Broadcasts for the journal are combined, see
+//! [`batches`]. A broadcast for the log of a room shares no call, but goes through the same queue,
+//! so that the order of calls stays the order of ids.
 //!
 //! **Entries may come from any version**, with any settings. So each entry is
 //! checked like a message from the bus, and one that cannot be read is reported and

@@ -1,7 +1,7 @@
 //! The nodes of the cluster: this node's lease, the leases of the others, and counts of
 //! subscribers.
 //!
-//! A lease is an entry of one sorted set in Redis: the node's name, and when the lease ends by
+//! A lease is an entry of one sorted set in Redis: the node's name, and the end of the lease by
 //! Redis's clock. Because only that clock counts, the nodes' own clocks do not matter. Questions do
 //! not wait for a node whose lease has expired.
 //!

@@ -1,4 +1,4 @@
-//! Next to Node.js servers: everything that exists because they count before they ask.
+//! The code for clusters with Node.js servers, which is needed because they count before they ask.
 //!
 //! A Node server counts the subscribers of the request channel, publishes its question, and takes
 //! as many answers as it counted, from any server. Without this module, a node that joins or leaves
@@ -15,7 +15,7 @@
 //!  a node vanishes    another one answers in its place, 1.5 s later         stand_in
 //! ```
 //!
-//! The rest of the bus calls [`NodeJs`] and knows nothing of this.
+//! The rest of the bus only calls [`NodeJs`].
 
 mod foreign_joins;
 mod handover;

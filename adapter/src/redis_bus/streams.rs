@@ -1,5 +1,4 @@
-//! The streams dialect: messages are entries of one stream in Redis, which every node
-//! reads by itself.
+//! The streams dialect: messages are entries of one stream in Redis, which every node reads.
 //!
 //! ```text
 //!  publish ─► XADD, MAXLEN ~ n ─► the stream ─► XREAD BLOCK, on a connection of its own ─► Receiver
@@ -9,7 +8,7 @@
 //!
 //! An outage of Redis loses nothing: the reader continues after the last entry that it has read.
 //! Only if the stream was trimmed or lost beyond that entry does it report a gap. Answers and
-//! questions are on channels, as Node's adapter has them, so a question may overtake a message.
+//! questions use channels, as in Node's adapter, so a question may overtake a message.
 
 mod entries;
 mod log;

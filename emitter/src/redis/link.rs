@@ -9,12 +9,12 @@
 //!                            ┘            └─▶ stay while the connection is lost? no: they fail
 //! ```
 //!
-//! A lone caller finds nothing under way, so its command is sent at once. While pipelines are under
-//! way, further commands gather into one segment; with 64 callers, each costs Redis a thirtieth of
-//! a single caller.
+//! If nothing is in flight, a command is sent at once. While pipelines are in flight, further
+//! commands are collected in one segment; with 64 callers, each costs Redis a thirtieth of a single
+//! caller.
 //!
 //! The meaning of an error depends on where the command was. A segment that was never handed to the
-//! connection was certainly not executed: `Unavailable`. One that was under way may have been:
+//! connection was certainly not executed: `Unavailable`. One that was in flight may have been:
 //! `Unconfirmed`. Nothing is kept for the next connection, because a caller that reported an error
 //! must not see its message published later.
 

@@ -1,14 +1,14 @@
 //! The internal port: liveness, readiness, metrics, the admin page, and the HTTP API
 //! unless it has its own listener.
 //!
-//! With certificates, it speaks TLS. Processes on this machine may connect without it, because
+//! With certificates, it uses TLS. Processes on this machine may connect without it, because
 //! `roomcast drain`, `roomcast doctor` and health checks of containers do so, and their traffic
 //! passes no network.
 //!
 //! It has a separate thread and runtime, so it responds while all workers are busy, because an
 //! operator needs it most when the server is saturated. It reads two things from the server
-//! (`Figures`), and changes one: a process of this machine may have it drain. Calls of the API are
-//! carried out on the workers.
+//! (`Figures`), and changes one: a process of this machine may request a drain. Calls of the API
+//! are carried out on the workers.
 //!
 //! ```text
 //!  thread `internal` ── /livez, /readyz, /metrics: answered here

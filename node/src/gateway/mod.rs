@@ -1,7 +1,7 @@
 //! The program around the library: configuration, logging, the internal port, the demo page.
 //!
-//! It belongs to the `roomcast` binary and not to the library, so the compiler itself sees to it
-//! that only public names of the library are used. It depends on neither protocol nor transport.
+//! It belongs to the `roomcast` binary and not to the library, so the compiler ensures that only
+//! public names of the library are used. It depends on neither protocol nor transport.
 
 mod access;
 mod admin;

@@ -1,5 +1,5 @@
-//! Puts the handlers of the gateway's parts together to namespaces. The library runs one
-//! handler per place, so that their order is written down here.
+//! Combines the handlers of the gateway's parts into namespaces. The library runs one handler per
+//! place, so their order is defined here.
 //!
 //! **Order at a connect.** The user's rooms come first, because hooks and doors see the
 //! rooms of a socket. Then the door joins the channels, and the hook comes last, so

@@ -1,4 +1,4 @@
-//! Operations that an application outside can order: a list of Socket.IO operations, as JSON.
+//! Operations that an outside application can request: a list of Socket.IO operations, as JSON.
 //!
 //! The response of a hook is such a list, and a call of the HTTP API is the same list without a
 //! socket that asks. There is one type, one check and one interpreter for both.

@@ -5,8 +5,9 @@
 //!        └── an error in any of it ──────────┴──► nothing has changed; logged and counted
 //! ```
 //!
-//! All that can fail happens before the first swap, so a broken file changes nothing. Preparing may
-//! wait for others, such as the issuer of a set of keys, and a signal to stop ends it.
+//! Every step that can fail happens before the first swap, so a broken file changes nothing.
+//! Preparing may wait for others, such as the issuer of a set of keys, and a signal to stop ends
+//! it.
 
 use std::{collections::BTreeMap, env, future::ready, pin::Pin};
 

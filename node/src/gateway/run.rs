@@ -9,7 +9,7 @@
 //!                                    └── second signal: the rest at once ┴▶ further signal: exit 1
 //! ```
 //!
-//! The end comes after `--drain-timeout` at the latest, with status 1.
+//! The process ends after `--drain-timeout` at the latest, with status 1.
 //!
 //! While Redis is unavailable, building is repeated with a back-off. Readiness gives the
 //! reason, and the first signal ends the process.
@@ -23,8 +23,8 @@
 //! public port is served last, when every part that a client could reach has been
 //! started.
 //!
-//! Stopping takes the opposite way: first new clients, then the open ones, then handlers and their
-//! remaining hook requests, and finally the spans.
+//! Stopping goes in the opposite order: first new clients, then the open ones, then handlers and
+//! their remaining hook requests, and finally the spans.
 
 use std::{
     io::{self, IsTerminal as _},

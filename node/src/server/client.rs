@@ -16,14 +16,14 @@
 //! [`InFlight`]. After the end of the connection, the client lives on until its last task
 //! is done.
 //!
-//! **Why the state is kept in three places.** `sockets` has the active namespaces. A namespace that
-//! is being decided about is a task of `in_flight`, because authorizers are futures. Namespaces
-//! that the server has left are remembered there by name until the client's next CONNECT, because
+//! **Why the state is kept in three places.** `sockets` has the active namespaces. A namespace
+//! whose authorizers run is a task of `in_flight`, because authorizers are futures. Namespaces that
+//! the server has left are remembered there by name until the client's next CONNECT, because
 //! packets that crossed the disconnect must not look like those of a faulty client.
 //!
-//! A `disconnect()` of the application is only a verdict, which it leaves at the socket
-//! before it wakes the driver. The driver carries it out in its turn. So a socket never
-//! leaves while one of its packets is being handled.
+//! A `disconnect()` of the application is only a request, which it stores in the socket before it
+//! wakes the driver. The driver carries it out in its turn. So a socket never leaves while one of
+//! its packets is being handled.
 
 use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, task::Poll};
 

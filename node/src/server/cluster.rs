@@ -13,8 +13,8 @@
 //!      └─► Listener::answer ──► local sockets described, counted, asked
 //! ```
 //!
-//! Emits with a journal or a key take the way through Redis also to local sockets,
-//! because only Redis knows the place in the order, or whether the key is new.
+//! Emits with a journal or a key reach local sockets through Redis, too, because only Redis knows
+//! the place in the order, or whether the key is new.
 
 use std::{
     sync::{Arc, atomic::Ordering},

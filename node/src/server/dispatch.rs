@@ -2,8 +2,8 @@
 //!
 //! There are two ways. Without middleware, the handler reads its arguments from the packet in place
 //! and is polled at once: nothing is copied unless it has to wait. Middleware may wait before the
-//! handler has read anything, so that way owns a copy of the packet. A namespace without middleware
-//! does not pay for it.
+//! handler has read anything, so it gets a copy of the packet. A namespace without middleware does
+//! not have this cost.
 //!
 //! ```text
 //! middleware ──► on_any, not waited for

@@ -5,7 +5,7 @@
 //! its client, so a handler needs no task of the runtime, and its result is written in a
 //! turn like any other reply.
 //!
-//! While as many tasks are at work as [`Limits::events_in_flight`](crate::Limits) allows, further
+//! While the number of running tasks is at [`Limits::events_in_flight`](crate::Limits), further
 //! events wait in a separate queue, in order. Nothing else waits with them: a handler may be
 //! waiting for an acknowledgement or the end of its own client, so these must still be read.
 //!

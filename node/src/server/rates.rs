@@ -1,10 +1,9 @@
 //! The rates at which a client may send: events and bytes per second.
 //!
-//! A packet is measured when it is complete, with its attachments, before anything is
-//! done with it. A dropped packet takes nothing from its rate, so a client that always
-//! sends too much still gets as much through as it may send. A client that has sent
-//! nothing owns no bucket, and while no rate is configured, a packet costs two relaxed
-//! loads.
+//! A packet is measured when it is complete, with its attachments, before it is handled. A dropped
+//! packet does not reduce the allowance, so a client that always sends too much still has packets
+//! handled at the permitted rate. A client that has sent nothing owns no bucket, and while no rate
+//! is configured, a packet costs two relaxed loads.
 
 use bytes::Bytes;
 use roomcast_protocol::socket_io::{

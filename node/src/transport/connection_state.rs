@@ -5,7 +5,7 @@
 //! tests drive it against a model client without a runtime.
 //!
 //! Two tasks may write to a WebSocket: the connection's driver and the task of its lane. Anyone may
-//! queue. The flags decide whose turn it is; a combination that is not in this table is a fault.
+//! queue. The flags determine whose turn it is; a combination that is not in this table is a bug.
 //!
 //! ```text
 //! dirty in_turn blocked direct │ who writes what is queued
@@ -19,9 +19,9 @@
 //! ```
 //!
 //! A client is *stuck* while nothing can be written to it: the system accepted fewer bytes than
-//! offered, or no poll waits. It is slow when it is stuck and took nothing for `stall_timeout`, or
-//! when more than `outbox_bytes` waits. A client that polls is stuck between two polls, but nothing
-//! was refused: volatile packets wait for its next poll as long as they fit into that.
+//! offered, or no poll waits. It is slow when it is stuck and has read nothing for `stall_timeout`,
+//! or when more than `outbox_bytes` waits. A client that polls is stuck between two polls, but
+//! nothing was refused: volatile packets wait for its next poll as long as they fit into that.
 //!
 //! ```text
 //! open ── close ──▶ closing: the outbox is written (if the reason flushes it), then a close frame

@@ -1,5 +1,5 @@
-//! One worker's share of the connections: which have to be flushed, and the task that
-//! does it. There are as many lanes as worker threads.
+//! One worker's share of the connections: those that have to be flushed, and the task that flushes
+//! them. There are as many lanes as worker threads.
 //!
 //! Pushing to an outbox and writing it are two operations. A push marks the connection as
 //! dirty, once; the lane's task writes the dirty ones, 64 at a time, and yields in between. A frame

@@ -1,8 +1,7 @@
 //! Requests that wait for a long time, without the memory that HTTP keeps for a request.
 //!
-//! While a request is in work, hyper keeps a buffer to read and one to write, of 8 KiB
-//! each, and the futures of all layers of the application. A request that is parked needs
-//! none of them:
+//! While a request is in progress, hyper keeps a read buffer and a write buffer of 8 KiB each, and
+//! the futures of all layers of the application. A request that is parked needs none of them:
 //!
 //! ```text
 //! hyper ─ request ─▶ layers ─▶ route ─▶ Parking::wait leaves the future of the response

@@ -1,5 +1,5 @@
 //! The state of a connection while its client polls: bodies that were posted and not handled yet,
-//! the poll that waits, and how far an upgrade is.
+//! the waiting poll, and the progress of an upgrade.
 //!
 //! ```text
 //! GET ──▶ poll waits ──▶ frames, or a noop (6) if the client upgrades, or the close packet (1)

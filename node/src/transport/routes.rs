@@ -1,4 +1,4 @@
-//! The HTTP side: which request opens a session, polls, posts or upgrades.
+//! The HTTP side: requests that open a session, poll, post or upgrade.
 //!
 //! The order of checks and the texts of refusals are those of Node's server, because clients and
 //! monitoring depend on them. Where Node refuses an upgrade with broken HTTP, we send status 400.

@@ -2,8 +2,8 @@
 //! come in, due connections come out.
 //!
 //! A connection has one valid timer. Setting it again leaves the old entry where it is, because
-//! finding it would cost more than looking at it once: the entry carries its tick, and the
-//! connection ignores a tick that is not the one it was given last.
+//! finding it would cost more than checking it once: the entry carries its tick, and the connection
+//! ignores a tick that is not the one it was given last.
 //!
 //! ```text
 //! wheel  │ 0 │ 1 │ 2 │ … │ 127 │   bucket = tick modulo 128; a deadline beyond the wheel stands

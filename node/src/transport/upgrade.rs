@@ -1,5 +1,5 @@
-//! WebSockets: opened as the first transport of a new connection, or probed by a client that polls
-//! and then put in the place of polling.
+//! WebSockets: opened as the first transport of a new connection, or probed by a polling client to
+//! replace polling.
 //!
 //! ```text
 //! client                          server
@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The connection does not change hands: its outbox, its timers and its client stay,
-//! and only the stream is put in. So nothing is lost or doubled, and a probe that fails
+//! and only the stream is replaced. So nothing is lost or duplicated, and a probe that fails
 //! costs the session nothing.
 
 use std::{

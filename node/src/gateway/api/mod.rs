@@ -7,9 +7,8 @@
 //!
 //! HTTP is served on the thread of the internal port, or of a separate listener. Calls
 //! are carried out on the workers, because the server's own tasks run there, and a long
-//! one must not keep `/livez` waiting. A call that takes too long is still carried out to
-//! its end: its place is free, and its response under an idempotency key known, only
-//! then.
+//! one must not keep `/livez` waiting. A call that takes too long is still carried out to its end;
+//! only then is its place free, and its response stored under an idempotency key.
 
 mod calls;
 mod idempotency;

@@ -1,4 +1,4 @@
-//! The other front doors: clients that speak no Socket.IO, as members of the same rooms.
+//! Doors: protocols for clients without Socket.IO, which are members of the same rooms.
 //!
 //! ```text
 //!  public router ─► CORS ─► counted by outcome ─► routes of a door ─► parked, or answered at once

@@ -6,9 +6,8 @@
 //! **Why by address and by key.** The address limits clients without credentials, and the key
 //! limits one application behind many addresses.
 //!
-//! **Why the future leaves the request.** A poll waits for most of its life. Its
-//! headers and the read buffer of HTTP would be kept for that time by every client that
-//! waits.
+//! **Why the future leaves the request.** A poll waits for most of its life. Otherwise every
+//! waiting client would keep its headers and the read buffer of HTTP for that time.
 
 use std::{
     collections::{HashMap, hash_map::Entry},

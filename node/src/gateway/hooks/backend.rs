@@ -1,4 +1,5 @@
-//! One hook's way to its backend: limits, the circuit breaker, the request and its response.
+//! The requests of one hook to its backend: limits, the circuit breaker, the request and its
+//! response.
 //!
 //! ```text
 //! call ─► circuit open? ─► free request? ─► POST ─► status, body ─► list of operations
@@ -7,7 +8,7 @@
 //!        Unavailable      Overloaded       Unreachable, Timeout  TooLarge, Invalid
 //! ```
 //!
-//! Each failure costs the caller an error. The caller's connection is never involved: it polls a
+//! On each failure, the caller gets an error. The caller's connection is not affected: it polls a
 //! future like that of any handler.
 //!
 //! **Why so many limits.** A backend that has become slow must not become slower because of a

@@ -6,18 +6,17 @@
 //!   more events┘    └─ over: the turn goes on ◄─────┴──── more events? ◄────────────────────┘
 //! ```
 //!
-//! A run has the events of one socket that arrived one after the other. While some of
-//! them are under way, the others wait, so the application sees the events of a socket in
-//! their order, and no socket waits for another. Several batches are under way at the
-//! same time, as many as the hook allows requests; while all of them are, events gather
-//! in fewer and larger batches.
+//! A run has the events of one socket that arrived one after the other. While some of them are in
+//! flight, the others wait, so the application receives the events of a socket in order, and no
+//! socket waits for another. Several batches are in flight at the same time, as many as the hook
+//! allows requests; while all of them are, events collect in fewer and larger batches.
 //!
-//! With `acks`, events that wait for an acknowledgement go in batches, too. Somebody waits for
-//! them, so a batch is sent at once while no other is in flight, and an application that is
-//! quick enough for its clients sees each event alone.
+//! With `acks`, events that wait for an acknowledgement go in batches, too. Clients wait for them,
+//! so a batch is sent at once while no other is in flight, and an application that is fast enough
+//! receives each event alone.
 //!
 //! The handler of each event waits for its batch. The limit of a connection's events in flight
-//! therefore holds for these events, too.
+//! therefore applies to these events, too.
 //!
 //! **Locks:** the state of the batches, then that of a run. Nothing is awaited under
 //! them.

@@ -7,7 +7,7 @@
 //!    └── ack, joins, emits … ◄── operations: check, carry out ◄─┘ list of operations
 //! ```
 //!
-//! Everything that happens for one socket takes turns, in the order in which it arrived: the
+//! All requests for one socket are sent in turn, in the order of their arrival: the
 //! operations of its connect, its events, its disconnect. Sockets do not wait for each other. A
 //! waiting event is a future of its connection like that of any handler, so the connection keeps
 //! reading, writing and answering pings.

@@ -8,11 +8,11 @@
 //!  every 2 s: renew the own lease ──► one of another node is over? ──► claim ──► deliver
 //! ```
 //!
-//! A record is stored when a socket connects, because a node that dies can no longer do it.
-//! Requests do not wait for Redis: changes are gathered and written in batches, so a node that dies
-//! takes those of its last moment with it.
+//! A record is stored when a socket connects, because a dead node cannot store it.
+//! Requests do not wait for Redis: changes are collected and written in batches, so the last
+//! changes of a node that dies are lost.
 //!
-//! The leases of the bus do not serve, because they end after 5 s. Those here are longer:
+//! The leases of the bus are not suitable, because they end after 5 s. Those here are longer:
 //! a node that merely hangs must not cause wrong disconnects for the application. All keys have one
 //! hash tag, so that scripts may use them together in a cluster.
 

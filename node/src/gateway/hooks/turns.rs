@@ -2,8 +2,8 @@
 //!
 //! A call takes a turn and waits for all earlier calls of its socket. Events that are
 //! sent in batches share a turn: those that arrive one after the other are a [`Run`],
-//! which has the turn until its last event is done. Anything else that arrives ends the
-//! run, so that nothing overtakes it.
+//! which has the turn until its last event is done. Any other call ends the run, so that nothing
+//! overtakes it.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Presence: the users who are online in the whole cluster and their rooms, without a
-//! question to it.
+//! Presence: the users who are online in the whole cluster and their rooms, without a question to
+//! the cluster.
 //!
 //! ```text
 //!  sockets of this node ── changes, 50 ms ──► table ◄── messages ── other nodes
