@@ -60,21 +60,12 @@ fn every_mistake_of_a_server_is_counted_exactly() {
     );
     assert!(done.changed > 0 && done.astray > 0, "{done:?}");
     // What was changed did not arrive as what it was.
-    assert_eq!(
-        ran.tally("lost"),
-        done.dropped + done.changed,
-        "{}",
-        ran.said
-    );
-    assert_eq!(ran.tally("duplicated"), done.doubled);
-    assert_eq!(ran.tally("reordered"), done.delayed);
-    assert_eq!(ran.tally("corrupted"), done.changed);
-    assert_eq!(ran.tally("stray"), done.astray);
-    assert!(
-        ran.said.contains(&format!("{} duplicated", done.doubled)),
-        "{}",
-        ran.said
-    );
+    ran.assert_tally("lost", done.dropped + done.changed);
+    ran.assert_tally("duplicated", done.doubled);
+    ran.assert_tally("reordered", done.delayed);
+    ran.assert_tally("corrupted", done.changed);
+    ran.assert_tally("stray", done.astray);
+    ran.assert_says(&format!("{} duplicated", done.doubled));
 }
 
 #[test]
@@ -131,7 +122,7 @@ fn mistakes_are_counted_behind_an_emitter_too() {
     assert_eq!(ran.samples("delivery"), 4 * 500 - 1);
     assert_eq!(ran.samples("send lag"), 500);
     assert_eq!(server.done().emits, 501);
-    assert!(ran.said.contains("emitter CPU per emit"), "{}", ran.said);
+    ran.assert_says("emitter CPU per emit");
     let server = Server::start(HONEST);
     let scenario = ["emitter", &server.address, "--emit-with", &server.emitter()];
     let ran = measured(&scenario, "--members=4 --rate=100");
@@ -146,7 +137,7 @@ fn what_nobody_is_to_hear_is_emitted_and_not_owed() {
     let ran = measured(&scenario, "--unheard --members=2 --flood=5000");
     ran.assert_clean();
     assert_eq!((ran.tally("arrived"), ran.count("emits")), (2, 5000));
-    assert!(ran.said.contains("emits per second"), "{}", ran.said);
+    ran.assert_says("emits per second");
 }
 
 #[test]
@@ -158,8 +149,8 @@ fn a_flood_that_an_emitter_does_not_take_is_limited_by_it() {
     let scenario = ["emitter", &server.address, "--members=2", "--payload=64"];
     let ran = measure(&[&scenario, &flood[..], &["--emit-with", &emitter]].concat());
     assert_eq!(ran.status, Some(5), "{}", ran.said);
-    assert!(ran.said.contains("LIMITED BY the emitter"), "{}", ran.said);
-    assert_eq!(ran.tally("arrived"), 2);
+    ran.assert_says("LIMITED BY the emitter");
+    ran.assert_tally("arrived", 2);
 }
 
 #[test]
@@ -186,7 +177,7 @@ fn a_server_without_echo_is_asked_for_something_else() {
     let ran = measured(&["echo", &server.address], "--clients=4");
     ran.assert_clean();
     assert_eq!(ran.result["settings"]["event"], "rooms");
-    assert!(ran.said.contains("no event `echo`"), "{}", ran.said);
+    ran.assert_says("no event `echo`");
     let server = Server::start(HONEST);
     let ran = measured(&["echo", &server.address], "--clients=4");
     ran.assert_clean();
@@ -202,8 +193,8 @@ fn a_run_that_did_not_get_all_its_members_says_so() {
     });
     let ran = measured(&["fan-out", &server.address], "--members=8 --rate=20");
     assert_eq!(ran.status, Some(5), "{}", ran.said);
-    assert!(ran.said.contains("only 6 of 8"), "{}", ran.said);
-    assert!(ran.said.contains("the room is full"), "{}", ran.said);
+    ran.assert_says("only 6 of 8");
+    ran.assert_says("the room is full");
     let limits = ran.result["limited_by"].as_array().unwrap().iter();
     let reasons = limits.filter(|reason| reason.as_str().unwrap().starts_with("connections"));
     assert_eq!(reasons.count(), 1);
@@ -213,11 +204,7 @@ fn a_run_that_did_not_get_all_its_members_says_so() {
     });
     let ran = measured(&["fan-out", &server.address], "--members=8");
     assert_eq!(ran.status, Some(1), "{}", ran.said);
-    assert!(
-        ran.said.contains("no client became a member"),
-        "{}",
-        ran.said
-    );
+    ran.assert_says("no client became a member");
 }
 
 #[test]
@@ -231,11 +218,7 @@ fn a_rate_that_was_not_kept_is_no_result() {
         "--warm-up=0s",
     ];
     let ran = measure(&[&["fan-out", &server.address, "--payload=64"][..], &rate].concat());
-    assert!(
-        ran.said.contains("LIMITED BY the rate was not kept"),
-        "{}",
-        ran.said
-    );
+    ran.assert_says("LIMITED BY the rate was not kept");
     assert_ne!(ran.status, Some(0));
 }
 
@@ -339,14 +322,9 @@ fn several_processes_count_what_one_would_have_counted() {
     let done = server.done();
     assert_eq!(ran.result["parts"], 2);
     assert_eq!(ran.count("connections"), 18);
-    assert_eq!(
-        ran.tally("lost"),
-        done.dropped + done.changed,
-        "{}",
-        ran.said
-    );
-    assert_eq!(ran.tally("duplicated"), done.doubled);
-    assert_eq!(ran.tally("reordered"), done.delayed);
+    ran.assert_tally("lost", done.dropped + done.changed);
+    ran.assert_tally("duplicated", done.doubled);
+    ran.assert_tally("reordered", done.delayed);
     let (status, said) = run(&["fan-out", &server.address, "--processes=2", "--members=2"]);
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("cannot be divided"), "{said}");

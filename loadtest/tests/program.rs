@@ -102,7 +102,7 @@ fn a_second_of(scenario: &str, options: &str) -> Ran {
     let server = Program::start(&[]);
     let ran = measured(&[scenario, &server.address, &server.pid()], options);
     assert_eq!(ran.result["servers"][0]["name"], "roomcast", "{}", ran.said);
-    assert!(ran.said.contains("server CPU"), "{}", ran.said);
+    ran.assert_says("server CPU");
     ran
 }
 
@@ -188,12 +188,8 @@ fn idle_connections_have_a_size() {
         (ran.count("connections"), ran.count("connections counted")),
         (300, 270)
     );
-    assert_eq!(ran.tally("arrived"), 600);
-    assert!(
-        ran.said.contains("idle connection after traffic"),
-        "{}",
-        ran.said
-    );
+    ran.assert_tally("arrived", 600);
+    ran.assert_says("idle connection after traffic");
 }
 
 #[test]
@@ -277,13 +273,13 @@ fn clients_survive_a_restart_of_their_server() {
 fn rooms_are_joined_and_left_or_kept() {
     let ran = a_second_of("joins", "--rooms=300 --hold=50ms --rate=3000");
     ran.assert_clean();
-    assert_eq!(ran.tally("arrived"), 600, "{}", ran.said);
+    ran.assert_tally("arrived", 600);
     assert_eq!(ran.count("joins and leaves"), 300, "{}", ran.said);
     let figure = "server CPU per join and leave";
-    assert!(ran.said.contains(figure), "{}", ran.said);
+    ran.assert_says(figure);
     let ran = a_second_of("joins", "--rooms=300");
     ran.assert_clean();
-    assert_eq!(ran.tally("arrived"), 300, "{}", ran.said);
+    ran.assert_tally("arrived", 300);
 }
 
 #[test]
@@ -319,7 +315,7 @@ fn a_cluster_hears_its_clients_and_emitters_from_everywhere() {
     let flood = ["--members=20", "--flood=300", "--grace=20s"];
     let ran = measure(&[&emitter[..], &flood].concat());
     ran.assert_clean();
-    assert_eq!(ran.tally("arrived"), 20 * 300, "{}", ran.said);
+    ran.assert_tally("arrived", 20 * 300);
     assert_eq!(ran.samples("last recipient"), 300);
 
     let process = format!("--process=Redis={}", redis.pid());
@@ -329,7 +325,7 @@ fn a_cluster_hears_its_clients_and_emitters_from_everywhere() {
     let ran = measure(&emitter);
     ran.assert_clean();
     // One more woke the emitter.
-    assert_eq!(ran.tally("arrived"), 20 * 301, "{}", ran.said);
+    ran.assert_tally("arrived", 20 * 301);
     assert_eq!(
         (ran.samples("delivery"), ran.count("emits")),
         (20 * 300, 300)
@@ -340,7 +336,7 @@ fn a_cluster_hears_its_clients_and_emitters_from_everywhere() {
         "Redis CPU per emit",
         "emitter CPU per emit",
     ] {
-        assert!(ran.said.contains(figure), "{}", ran.said);
+        ran.assert_says(figure);
     }
 }
 

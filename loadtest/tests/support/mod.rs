@@ -36,6 +36,16 @@ impl Ran {
         count.unwrap_or_else(|| panic!("no `{name}`: {}", self.said))
     }
 
+    #[track_caller]
+    pub(crate) fn assert_tally(&self, name: &str, count: u64) {
+        assert_eq!(self.tally(name), count, "{name}: {}", self.said);
+    }
+
+    #[track_caller]
+    pub(crate) fn assert_says(&self, text: &str) {
+        assert!(self.said.contains(text), "{}", self.said);
+    }
+
     pub(crate) fn count(&self, name: &str) -> u64 {
         self.result["counts"][name].as_u64().unwrap_or(0)
     }
@@ -60,7 +70,7 @@ impl Ran {
             self.said
         );
         for fault in ["lost", "duplicated", "reordered", "corrupted", "stray"] {
-            assert_eq!(self.tally(fault), 0, "{fault}: {}", self.said);
+            self.assert_tally(fault, 0);
         }
     }
 }
