@@ -13,7 +13,7 @@ use std::{
 use roomcast_emitter::redis::{
     Address, ConnectError, Connection, Endpoint, Mode, Purpose, RESPONSE_TIMEOUT, Reply,
 };
-use support::{Certificates, Cluster, Redis, free_port, until};
+use support::{Certificates, Cluster, Redis, assert_matches, free_port, until};
 
 async fn connect(url: &str) -> Result<Connection, ConnectError> {
     endpoint(url).connect(Purpose::Publisher, None).await
@@ -69,10 +69,7 @@ async fn passwords_and_users_are_checked() {
 
     for login in [":wrong@", "alice:secret@", "nobody:secret@"] {
         let error = error(&at(login)).await;
-        assert!(
-            matches!(error, ConnectError::WrongPassword { .. }),
-            "{error:?}"
-        );
+        assert_matches!(error, ConnectError::WrongPassword { .. });
         assert!(error.is_permanent());
         assert!(!error.to_string().contains("secret"));
     }
@@ -108,10 +105,7 @@ async fn the_database_is_chosen_or_missing() {
     let _connection = connect(&format!("{}/3", redis.url())).await.unwrap();
     assert!(redis.command(&["CLIENT", "LIST"]).contains(" db=3 "));
     let error = error(&format!("{}/9999", redis.url())).await;
-    assert!(
-        matches!(error, ConnectError::UnknownDatabase { database: 9999, .. }),
-        "{error:?}"
-    );
+    assert_matches!(error, ConnectError::UnknownDatabase { database: 9999, .. });
     assert!(error.is_permanent());
 }
 
@@ -127,32 +121,26 @@ async fn unix_sockets_lead_to_a_server_too() {
     assert_eq!(connection.info().server, socket);
     assert_eq!(connection.info().address, None);
     let error = error(&format!("unix://{socket}x")).await;
-    assert!(
-        matches!(error, ConnectError::Unreachable { .. }),
-        "{error:?}"
-    );
+    assert_matches!(error, ConnectError::Unreachable { .. });
 }
 
 #[tokio::test]
 async fn tls_trusts_the_authority_of_the_url() {
     let certificates = Certificates::make();
-    let (port, file) = (free_port().to_string(), |name| certificates.file(name));
-    let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
-    let files = ["--tls-cert-file", &cert, "--tls-key-file", &key];
-    let options = ["--tls-ca-cert-file", &ca, "--tls-auth-clients", "no"];
-    let _redis = Redis::with(&[&["--tls-port", &port], &files[..], &options].concat());
+    let (_redis, port) = certificates.redis(&["--tls-auth-clients", "no"]);
+    let (ca, key) = (certificates.file("ca.pem"), certificates.file("server.key"));
     let url = format!("rediss://127.0.0.1:{port}");
     let mut connection = connect(&format!("{url}?ca={ca}")).await.unwrap();
     connection.command(&["PING"]).await.unwrap();
 
     for wrong in [url.clone(), format!("rediss://localhost:{port}?ca={ca}")] {
         let error = error(&wrong).await;
-        assert!(matches!(error, ConnectError::Tls { .. }), "{error:?}");
+        assert_matches!(error, ConnectError::Tls { .. });
         assert!(error.is_permanent());
     }
     for wrong in [format!("{url}?ca={ca}x"), format!("{url}?ca={key}")] {
         let error = error(&wrong).await;
-        assert!(matches!(error, ConnectError::TlsFile { .. }), "{error:?}");
+        assert_matches!(error, ConnectError::TlsFile { .. });
         assert!(error.is_permanent());
     }
     error(&format!("redis://127.0.0.1:{port}")).await;
@@ -161,11 +149,9 @@ async fn tls_trusts_the_authority_of_the_url() {
 #[tokio::test]
 async fn a_certificate_is_shown_to_servers_that_ask_for_one() {
     let certificates = Certificates::make();
-    let (port, file) = (free_port().to_string(), |name| certificates.file(name));
-    let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
-    let files = ["--tls-cert-file", &cert, "--tls-key-file", &key];
-    let options = ["--tls-ca-cert-file", &ca, "--tls-auth-clients", "yes"];
-    let _redis = Redis::with(&[&["--tls-port", &port], &files[..], &options].concat());
+    let (_redis, port) = certificates.redis(&["--tls-auth-clients", "yes"]);
+    let [ca, cert, key] =
+        ["ca.pem", "server.pem", "server.key"].map(|name| certificates.file(name));
     let url = format!("rediss://127.0.0.1:{port}?ca={ca}");
     let own = format!("{url}&cert={cert}&key={key}");
     let mut connection = connect(&own).await.unwrap();
@@ -176,10 +162,7 @@ async fn a_certificate_is_shown_to_servers_that_ask_for_one() {
 #[tokio::test]
 async fn a_server_that_is_not_there_may_come_back() {
     let error = error(&format!("redis://127.0.0.1:{}", free_port())).await;
-    assert!(
-        matches!(error, ConnectError::Unreachable { .. }),
-        "{error:?}"
-    );
+    assert_matches!(error, ConnectError::Unreachable { .. });
     assert!(!error.is_permanent());
 }
 
@@ -188,7 +171,7 @@ async fn a_server_that_says_nothing_is_not_waited_for_for_ever() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let error = error(&format!("redis://127.0.0.1:{port}")).await;
-    assert!(matches!(error, ConnectError::TimedOut { .. }), "{error:?}");
+    assert_matches!(error, ConnectError::TimedOut { .. });
     assert!(!error.is_permanent());
 }
 
@@ -213,17 +196,14 @@ fn impostor(replies: &[&'static [u8]]) -> String {
 #[tokio::test]
 async fn a_server_of_another_protocol_is_not_redis() {
     let error = error(&impostor(&[b"HTTP/1.1 400 Bad Request\r\n\r\n"])).await;
-    assert!(matches!(error, ConnectError::NotRedis { .. }), "{error:?}");
+    assert_matches!(error, ConnectError::NotRedis { .. });
     assert!(error.is_permanent());
 }
 
 #[tokio::test]
 async fn a_server_that_loads_its_data_is_tried_again() {
     let error = error(&impostor(&[b"-LOADING data\r\n"])).await;
-    assert!(
-        matches!(&error, ConnectError::Refused { reason, .. } if reason == "LOADING data"),
-        "{error:?}"
-    );
+    assert_matches!(error, ConnectError::Refused { reason, .. } if reason == "LOADING data");
     assert!(!error.is_permanent());
 }
 
@@ -268,18 +248,12 @@ async fn sentinels_name_the_primary() {
     assert_eq!(named, Some(Address::new("127.0.0.1", primary.port)));
 
     let unknown = error(&format!("redis+sentinel://{at}/other")).await;
-    assert!(
-        matches!(unknown, ConnectError::NoSuchPrimary { .. }),
-        "{unknown:?}"
-    );
+    assert_matches!(unknown, ConnectError::NoSuchPrimary { .. });
     assert!(unknown.is_permanent());
     let perhaps = error(&format!("redis+sentinel://{hosts}/other")).await;
     assert!(!perhaps.is_permanent(), "the one that is down may know");
     let wrong = error(&format!("redis+sentinel://:wrong@{at}/mymaster")).await;
-    assert!(
-        matches!(wrong, ConnectError::WrongPassword { .. }),
-        "{wrong:?}"
-    );
+    assert_matches!(wrong, ConnectError::WrongPassword { .. });
     let down = error(&format!(
         "redis+sentinel://127.0.0.1:{}/mymaster",
         free_port()
@@ -294,10 +268,7 @@ async fn sentinels_may_have_a_password_of_their_own() {
     let sentinel = Redis::sentinel(primary.port, "requirepass guard");
     let url = format!("redis+sentinel://127.0.0.1:{}/mymaster", sentinel.port);
     let required = error(&url).await;
-    assert!(
-        matches!(required, ConnectError::PasswordRequired { .. }),
-        "{required:?}"
-    );
+    assert_matches!(required, ConnectError::PasswordRequired { .. });
     let url = format!("{url}?sentinel_password=guard");
     let connection = connect(&url).await.unwrap();
     assert_eq!(connection.info().server, primary.address());
@@ -385,10 +356,7 @@ async fn any_node_tells_who_serves_which_slots() {
         info.contains("cluster_state:fail").then_some(())
     });
     let error = error(&format!("redis+cluster://{}", alone.address())).await;
-    assert!(
-        matches!(error, ConnectError::ClusterDown { .. }),
-        "{error:?}"
-    );
+    assert_matches!(error, ConnectError::ClusterDown { .. });
     assert!(!error.is_permanent());
 }
 

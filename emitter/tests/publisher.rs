@@ -10,7 +10,9 @@ use redis::Value;
 use roomcast_emitter::redis::{
     ConnectError, Endpoint, PublishError, Publisher, PublisherConfig, PublisherState, Reply, Route,
 };
-use support::{Certificates, Cluster, Directory, Listener, PATIENCE, Redis, free_port};
+use support::{
+    Certificates, Cluster, Directory, Listener, PATIENCE, Redis, assert_matches, free_port,
+};
 use tokio::time::timeout;
 
 fn endpoint(url: &str) -> Endpoint {
@@ -103,22 +105,15 @@ async fn every_caller_gets_its_own_reply() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_caller_gets_its_own_reply_over_tls_and_unix_sockets() {
     let certificates = Certificates::make();
-    let file = |name| certificates.file(name);
-    let (port, ca, directory) = (free_port().to_string(), file("ca.pem"), Directory::new());
-    let (cert, key, socket) = (
-        file("server.pem"),
-        file("server.key"),
-        directory.file("sock"),
-    );
-    let files = ["--tls-cert-file", &cert, "--tls-key-file", &key];
-    let options = ["--tls-ca-cert-file", &ca, "--tls-auth-clients", "no"];
-    let places = ["--tls-port", &port, "--unixsocket", &socket];
-    let _redis = Redis::with(&[&places[..], &files, &options].concat());
-    echo(Arc::new(
-        connect(&format!("rediss://127.0.0.1:{port}?ca={ca}")).await,
-    ))
-    .await;
-    echo(Arc::new(connect(&format!("unix://{socket}")).await)).await;
+    let directory = Directory::new();
+    let (ca, socket) = (certificates.file("ca.pem"), directory.file("sock"));
+    let (_redis, port) = certificates.redis(&["--tls-auth-clients", "no", "--unixsocket", &socket]);
+    for url in [
+        format!("rediss://127.0.0.1:{port}?ca={ca}"),
+        format!("unix://{socket}"),
+    ] {
+        echo(Arc::new(connect(&url).await)).await;
+    }
 }
 
 #[tokio::test]
@@ -137,10 +132,7 @@ async fn an_error_in_the_url_is_returned_at_the_start() {
     let error = Publisher::connect(endpoint(&redis.url()), config())
         .await
         .unwrap_err();
-    assert!(
-        matches!(error, ConnectError::PasswordRequired { .. }),
-        "{error:?}"
-    );
+    assert_matches!(error, ConnectError::PasswordRequired { .. });
     // Whoever starts without waiting sees it in the state and in each error.
     let publisher = Publisher::start(endpoint(&redis.url()), config());
     let why = |state: &PublisherState| match state {
@@ -201,7 +193,7 @@ async fn a_full_queue_refuses_and_keeps_what_it_has() {
     }
     assert_eq!(publisher.publish("room", b"x", false).await, Ok(1));
     let huge = publisher.publish("room", &[0; 100_000], false).await;
-    assert!(matches!(huge, Err(PublishError::Refused(_))), "{huge:?}");
+    assert_matches!(huge, Err(PublishError::Refused(_)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -218,10 +210,7 @@ async fn a_server_that_falls_silent_is_left() {
         publisher.publish("room", b"2", false)
     );
     for result in [first, second] {
-        assert!(
-            matches!(result, Err(PublishError::Unconfirmed(_))),
-            "{result:?}"
-        );
+        assert_matches!(result, Err(PublishError::Unconfirmed(_)));
     }
     redis.command(&["CLIENT", "UNPAUSE"]);
     until_up(&publisher).await;
@@ -237,13 +226,10 @@ async fn a_server_that_was_killed_is_found_again() {
         let under_way = publisher.publish("room", b"x", false);
         redis.kill();
         let lost = under_way.await.unwrap_err();
-        assert!(matches!(lost, PublishError::Unconfirmed(_)), "{lost:?}");
+        assert_matches!(lost, PublishError::Unconfirmed(_));
         until(&publisher, |state| *state != PublisherState::Up).await;
         let refused = publisher.publish("room", b"x", false).await.unwrap_err();
-        assert!(
-            matches!(refused, PublishError::Unavailable(_)),
-            "{refused:?}"
-        );
+        assert_matches!(refused, PublishError::Unavailable(_));
         redis.restart();
         until_up(&publisher).await;
         assert_eq!(publisher.publish("room", b"x", false).await, Ok(0));
@@ -276,10 +262,7 @@ async fn commands_before_the_close_are_still_executed() {
         assert_eq!(listener.next(), payload);
     }
     let late = publisher.publish("room", b"x", false).await;
-    assert!(
-        matches!(late, Err(PublishError::Unavailable(_))),
-        "{late:?}"
-    );
+    assert_matches!(late, Err(PublishError::Unavailable(_)));
     // Once more does no harm.
     publisher.close().await;
 }
@@ -301,12 +284,9 @@ async fn a_caller_learns_that_the_publisher_is_gone() {
     drop(publisher);
     let lost = timeout(PATIENCE, publishing).await.unwrap();
     // Whether it was handed to the connection before the publisher was dropped is chance.
-    assert!(
-        matches!(
-            lost,
-            Err(PublishError::Unconfirmed(_) | PublishError::Unavailable(_))
-        ),
-        "{lost:?}"
+    assert_matches!(
+        lost,
+        Err(PublishError::Unconfirmed(_) | PublishError::Unavailable(_))
     );
     redis.resume();
 }
@@ -371,7 +351,7 @@ async fn a_server_that_becomes_a_replica_is_left_until_it_is_a_primary_again() {
     let set = publisher
         .command(&["SET", "key", "value"], Route::Any)
         .await;
-    assert!(matches!(set, Err(PublishError::Unavailable(_))), "{set:?}");
+    assert_matches!(set, Err(PublishError::Unavailable(_)));
     until(&publisher, |state| *state != PublisherState::Up).await;
 }
 
@@ -497,10 +477,7 @@ async fn a_cluster_is_up_again_once_all_its_nodes_are() {
     cluster.nodes[lost].kill();
     until(&publisher, |state| *state != PublisherState::Up).await;
     let refused = publisher.publish("room", b"x", true).await.unwrap_err();
-    assert!(
-        matches!(refused, PublishError::Unavailable(_)),
-        "{refused:?}"
-    );
+    assert_matches!(refused, PublishError::Unavailable(_));
     cluster.nodes[lost].restart();
     cluster.until_ok();
     until_up(&publisher).await;

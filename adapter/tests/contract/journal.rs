@@ -12,6 +12,7 @@ use crate::{
     checks::{Check, checks},
     fabric::Fresh,
     node::{DEADLINE, args, within},
+    support::assert_matches,
 };
 
 checks! {
@@ -273,7 +274,7 @@ async fn under_an_idempotency_key_all_nodes_hear_a_broadcast_once(fabric: Fresh)
     let again = publish(1, 1, once("k", "1")).await.unwrap();
     assert_eq!((first.is_replayed, again.is_replayed), (false, true));
     let reused = publish(1, 2, once("k", "2")).await;
-    assert!(matches!(reused, Err(BusError::KeyReused)), "{reused:?}");
+    assert_matches!(reused, Err(BusError::KeyReused));
     assert!(!publish(1, 2, once("l", "2")).await.unwrap().is_replayed);
     // The receipt of the first one is kept, and no other.
     for (number, fingerprint, sockets) in [(1, "2", 8), (1, "1", 7), (0, "1", 9)] {

@@ -11,6 +11,7 @@ use roomcast_protocol::{
 use crate::{
     deployment::Deployment,
     node::{Node, args, within},
+    support::assert_matches,
 };
 
 fn log(node: &Node) -> Arc<dyn Log> {
@@ -73,7 +74,7 @@ async fn redis_restarts_with_its_data_and_the_log_goes_on() {
         }
     }
     let read = within(log.read("a", Page::Latest, 9)).await;
-    assert!(matches!(read, Err(BusError::Unavailable(_))), "{read:?}");
+    assert_matches!(read, Err(BusError::Unavailable(_)));
     deployment.server.restart();
     node.until_flowing().await;
     let third = publish(&log, 3).await.unwrap();
@@ -166,10 +167,7 @@ async fn without_a_reply_the_outcome_is_unconfirmed_and_both_or_neither_has_happ
     deployment.server.suspend();
     let published = publish(&log, 2).await;
     deployment.server.resume();
-    assert!(
-        matches!(published, Err(BusError::Unconfirmed(_))),
-        "{published:?}"
-    );
+    assert_matches!(published, Err(BusError::Unconfirmed(_)));
     node.until_flowing().await;
     let last = loop {
         match publish(&log, 3).await {

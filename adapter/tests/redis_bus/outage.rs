@@ -13,6 +13,7 @@ use roomcast_protocol::{
 use crate::{
     deployment::{Deployment, metric},
     node::{Node, broadcast, eventually, within},
+    support::assert_matches,
 };
 
 async fn publish(node: &Node) -> Result<usize, BusError> {
@@ -50,7 +51,7 @@ async fn while_redis_is_away_nothing_waits_for_it_and_afterwards_all_is_well() {
     within(until_unavailable(&a)).await;
     let question = Question::Sockets(Target::default());
     let asked = a.handle.ask(question, Duration::from_secs(3600)).await;
-    assert!(matches!(asked, Err(BusError::Unavailable(_))), "{asked:?}");
+    assert_matches!(asked, Err(BusError::Unavailable(_)));
     b.side.enter("meanwhile", false);
     b.handle.changed();
     let room = vec!["meanwhile".into()];
@@ -100,7 +101,7 @@ async fn a_question_ends_with_its_time_though_redis_hangs() {
     let asked = a.handle.ask(question, Duration::from_millis(300));
     let asked = within(asked).await;
     deployment.server.resume();
-    assert!(matches!(asked, Err(BusError::Unconfirmed(_))), "{asked:?}");
+    assert_matches!(asked, Err(BusError::Unconfirmed(_)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,7 +131,7 @@ async fn what_a_node_says_at_last_arrives_before_it_has_closed() {
     let expected: Vec<_> = (0..100).map(|number| broadcast(&[], number)).collect();
     assert_eq!(b.heard(100).await, expected);
     let error = publish(&a).await.unwrap_err();
-    assert!(matches!(error, BusError::Unavailable(_)), "{error:?}");
+    assert_matches!(error, BusError::Unavailable(_));
 }
 
 /// The command by which an emitter appends a broadcast to the stream.

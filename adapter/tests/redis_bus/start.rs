@@ -7,7 +7,7 @@ use roomcast_protocol::channel::{Dialect, Mode};
 use crate::{
     deployment::{Deployment, node},
     node::broadcast,
-    support::{Redis, free_port},
+    support::{Redis, assert_matches, free_port},
 };
 
 pub(crate) const COMMANDS: &str = "+@pubsub +@sortedset +time +ping +select +client|setname";
@@ -34,7 +34,7 @@ pub(crate) fn as_user(deployment: &Deployment, rights: &str) -> RedisConfig {
 async fn refused(config: &RedisConfig) -> String {
     let node = NodeId::new("a-node-in-need-of-it");
     let error = RedisBus::connect(config.clone(), &node).await.unwrap_err();
-    assert!(matches!(error, StartError::Forbidden { .. }), "{error:?}");
+    assert_matches!(error, StartError::Forbidden { .. });
     error.to_string()
 }
 

@@ -6,7 +6,7 @@ use roomcast_protocol::channel::Dialect;
 use crate::{
     deployment::{metric, node},
     node::broadcast,
-    support::{Certificates, Directory, Redis, free_port},
+    support::{Certificates, Directory, Redis},
 };
 
 async fn messages_flow(url: &str) {
@@ -34,11 +34,8 @@ async fn messages_flow_through_a_unix_socket() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_flow_over_tls() {
     let certificates = Certificates::make();
-    let (port, file) = (free_port().to_string(), |name| certificates.file(name));
-    let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
-    let files = ["--tls-cert-file", &cert, "--tls-key-file", &key];
-    let options = ["--tls-ca-cert-file", &ca, "--tls-auth-clients", "no"];
-    let _server = Redis::with(&[&["--tls-port", &port], &files[..], &options].concat());
+    let (_server, port) = certificates.redis(&["--tls-auth-clients", "no"]);
+    let ca = certificates.file("ca.pem");
     messages_flow(&format!("rediss://127.0.0.1:{port}?ca={ca}")).await;
 }
 

@@ -14,7 +14,7 @@ use roomcast_emitter::redis::Reply;
 
 use crate::{
     recorder::{Link, events},
-    redis::Redis,
+    redis::{Redis, assert_matches},
     server::{Client, DEADLINE, wait_until},
 };
 
@@ -226,10 +226,7 @@ fn a_refused_channel_is_asked_for_again_and_reported_until_redis_allows_it() {
     for _ in 0..2 {
         let confirmed = link.subscriber.confirm(vec!["room".into()], DEADLINE);
         let confirmed = link.runtime.block_on(confirmed);
-        assert!(
-            matches!(&confirmed, Err(ConfirmError::Refused(error)) if error.starts_with("NOPERM")),
-            "{confirmed:?}"
-        );
+        assert_matches!(confirmed, Err(ConfirmError::Refused(error)) if error.starts_with("NOPERM"));
     }
     assert_eq!(link.subscriber.counts().refused, 1);
     assert_eq!(&*link.wait_until_refused(), "room");

@@ -3,7 +3,10 @@
 use roomcast_emitter::{EmitError, Emitter, Retry, blocking};
 use roomcast_protocol::args::Args;
 
-use crate::{ear::Ear, support::Redis};
+use crate::{
+    ear::Ear,
+    support::{Redis, assert_matches},
+};
 
 const MANY: usize = 5_000;
 
@@ -170,12 +173,9 @@ async fn a_batch_without_redis_says_so_for_each_message() {
     let failed = batch.send().await;
     assert_eq!(failed.len(), 3);
     for failed in failed {
-        assert!(
-            matches!(
-                failed,
-                Err(EmitError::Unreachable(_) | EmitError::Unconfirmed(_))
-            ),
-            "{failed:?}"
+        assert_matches!(
+            failed,
+            Err(EmitError::Unreachable(_) | EmitError::Unconfirmed(_))
         );
     }
 }

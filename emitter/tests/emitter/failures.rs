@@ -13,7 +13,11 @@ use tokio::{
     net::TcpListener,
 };
 
-use crate::{ear::Ear, member::connect, support::Redis};
+use crate::{
+    ear::Ear,
+    member::connect,
+    support::{Redis, assert_matches},
+};
 
 /// A value that has no JSON.
 struct Unserializable;
@@ -84,18 +88,15 @@ async fn the_nodes_that_took_a_message_are_counted() {
 #[tokio::test]
 async fn settings_that_lead_nowhere_are_errors_of_connect() {
     let wrong = Emitter::connect("http://localhost").await;
-    assert!(matches!(wrong, Err(BuildError::Url(_))), "{wrong:?}");
+    assert_matches!(wrong, Err(BuildError::Url(_)));
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", nobody.local_addr().unwrap());
     drop(nobody);
     let never = Emitter::builder().retry(Retry::never());
     let unreachable = never.connect(&url).await;
-    assert!(
-        matches!(
-            unreachable,
-            Err(BuildError::Connect(ConnectError::Unreachable { .. }))
-        ),
-        "{unreachable:?}"
+    assert_matches!(
+        unreachable,
+        Err(BuildError::Connect(ConnectError::Unreachable { .. }))
     );
     let redis = Redis::start();
     let mut operator = connect(&redis.url()).await;
@@ -103,12 +104,9 @@ async fn settings_that_lead_nowhere_are_errors_of_connect() {
     operator.command(&command).await.unwrap();
     // Tried once, although there would be more tries: a password does not change by itself.
     let refused = Emitter::connect(&redis.url()).await;
-    assert!(
-        matches!(
-            refused,
-            Err(BuildError::Connect(ConnectError::PasswordRequired { .. }))
-        ),
-        "{refused:?}"
+    assert_matches!(
+        refused,
+        Err(BuildError::Connect(ConnectError::PasswordRequired { .. }))
     );
 }
 
@@ -123,12 +121,9 @@ async fn a_user_without_the_right_to_a_channel_is_told_so() {
     let url = redis.url().replace("redis://", "redis://ann:pw@");
     let emitter = Emitter::connect(&url).await.unwrap();
     let refused = emitter.emit("hello", ()).await;
-    assert!(
-        matches!(&refused, Err(EmitError::Refused(reason)) if reason.contains("NOPERM")),
-        "{refused:?}"
-    );
+    assert_matches!(refused, Err(EmitError::Refused(reason)) if reason.contains("NOPERM"));
     let refused = emitter.of("/").emit_confirmed("hello", ()).await;
-    assert!(matches!(refused, Err(EmitError::Refused(_))), "{refused:?}");
+    assert_matches!(refused, Err(EmitError::Refused(_)));
     let other = Emitter::builder().prefix("other").connect(&url).await;
     assert_eq!(other.unwrap().emit("hello", ()).await.unwrap().nodes, 0);
 }
@@ -169,10 +164,7 @@ async fn a_message_that_was_not_confirmed_is_not_sent_twice_unless_asked_for() {
     let (url, published) = deaf_redis().await;
     let once = Emitter::connect(&url).await.unwrap();
     let unconfirmed = once.emit("hello", ()).await;
-    assert!(
-        matches!(unconfirmed, Err(EmitError::Unconfirmed(_))),
-        "{unconfirmed:?}"
-    );
+    assert_matches!(unconfirmed, Err(EmitError::Unconfirmed(_)));
     assert_eq!(published.swap(0, Ordering::SeqCst), 1);
 
     let retry = Retry::default().tries(50).at_least_once();

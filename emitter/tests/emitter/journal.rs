@@ -17,7 +17,7 @@ use roomcast_protocol::{
 use crate::{
     ear::Ear,
     member::{Kin, Member, Noticed, connect},
-    support::Redis,
+    support::{Redis, assert_matches},
 };
 
 const DIALECTS: [Dialect; 2] = [Dialect::Classic, Dialect::Sharded(Mode::Dynamic)];
@@ -210,10 +210,9 @@ async fn a_confirmed_broadcast_is_stored_once_and_asked_about() {
         assert!(receipt.position.is_some());
         assert_eq!(one.noticed.recv().await, Some(Noticed::Broadcast(None)));
         let asked = one.noticed.recv().await;
-        assert!(
-            matches!(&asked, Some(Noticed::Question(id, Question::Reached(_)))
-                if id.ends_with(REACHED_NOW)),
-            "{asked:?}"
+        assert_matches!(
+            asked,
+            Some(Noticed::Question(id, Question::Reached(_))) if id.ends_with(REACHED_NOW)
         );
         assert_eq!(journal.len().await, 1);
         // Under a key, the whole receipt is kept.
@@ -278,10 +277,7 @@ async fn a_retry_under_an_idempotency_key_is_published_once_whoever_makes_it() {
         let receipt = to.emit_confirmed("first", 1).await.unwrap();
         assert_eq!((receipt.sockets, receipt.is_replayed), (None, true));
         let reused = emit(&one, "k", "other").await;
-        assert!(
-            matches!(&reused, Err(EmitError::KeyReused(key)) if &**key == "k"),
-            "{reused:?}"
-        );
+        assert_matches!(reused, Err(EmitError::KeyReused(key)) if &**key == "k");
         let other = emit(&one, "l", "other").await.unwrap();
         assert!(!other.is_replayed);
         // Keys belong to a namespace.
@@ -329,7 +325,7 @@ async fn a_key_may_be_used_again_when_its_time_is_over_or_nothing_was_published(
         .redis
         .command(&["ACL", "SETUSER", "default", "-publish"]);
     let refused = emit().await;
-    assert!(matches!(refused, Err(EmitError::Refused(_))), "{refused:?}");
+    assert_matches!(refused, Err(EmitError::Refused(_)));
     journal
         .redis
         .command(&["ACL", "SETUSER", "default", "+publish"]);

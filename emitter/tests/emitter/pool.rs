@@ -7,7 +7,7 @@ use roomcast_protocol::{channel::Dialect, question::Answer, wire::Reply};
 use crate::{
     ear::Ear,
     member::{Kin, Member, connect},
-    support::Redis,
+    support::{Redis, assert_matches},
 };
 
 pub(crate) fn pool(url: &str) -> deadpool_redis::Pool {
@@ -79,18 +79,18 @@ async fn failures_are_distinguished_over_a_pool_too() {
     operator.command(&acl).await.unwrap();
     let ann = redis.url().replace("redis://", "redis://ann:pw@");
     let refused = Emitter::new(pool(&ann)).emit("hello", ()).await;
-    assert!(
-        matches!(&refused, Err(EmitError::Refused(reason)) if reason.contains("NOPERM")
-            || reason.contains("permission")),
-        "{refused:?}"
+    assert_matches!(
+        refused,
+        Err(EmitError::Refused(reason))
+            if reason.contains("NOPERM") || reason.contains("permission")
     );
     let wrong = redis.url().replace("redis://", "redis://ann:no@");
     let refused = Emitter::new(pool(&wrong)).emit("hello", ()).await;
-    assert!(matches!(refused, Err(EmitError::Refused(_))), "{refused:?}");
+    assert_matches!(refused, Err(EmitError::Refused(_)));
     redis.kill();
     let gone = Emitter::builder()
         .retry(Retry::never())
         .pool(pool(&redis.url()));
     let gone = gone.emit("hello", ()).await;
-    assert!(matches!(gone, Err(EmitError::Unreachable(_))), "{gone:?}");
+    assert_matches!(gone, Err(EmitError::Unreachable(_)));
 }

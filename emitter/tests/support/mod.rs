@@ -3,7 +3,12 @@
 //!
 //! Other crates' tests include this file by its path.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "each test uses a part of it"
+)]
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::{
@@ -33,6 +38,17 @@ pub(crate) fn until<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
         thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// Fails unless a value has a form, and shows the value.
+macro_rules! assert_matches {
+    ($value:expr, $pattern:pat $(if $guard:expr)?) => {
+        match &$value {
+            $pattern $(if $guard)? => {}
+            other => panic!("{other:?}"),
+        }
+    };
+}
+pub(crate) use assert_matches;
 
 /// A directory that is removed when it is dropped.
 pub(crate) struct Directory(PathBuf);
@@ -433,6 +449,15 @@ impl Certificates {
              -out server.pem -days 2 -extfile san.txt",
         );
         Self { directory }
+    }
+
+    /// A server with these files, and the port on which it takes TLS.
+    pub(crate) fn redis(&self, options: &[&str]) -> (Redis, u16) {
+        let port = free_port();
+        let [ca, cert, key] = ["ca.pem", "server.pem", "server.key"].map(|name| self.file(name));
+        let files = ["--tls-ca-cert-file", &ca, "--tls-cert-file", &cert];
+        let more = ["--tls-key-file", &key, "--tls-port", &port.to_string()];
+        (Redis::with(&[&files[..], &more, options].concat()), port)
     }
 
     pub(crate) fn file(&self, name: &str) -> String {
