@@ -323,7 +323,7 @@ pub(crate) mod read {
     }
 }
 
-/// Reads a secret from a file or from a variable of the environment. Its value is in no error.
+/// Reads a secret from a file or an environment variable. Errors never contain its value.
 pub(crate) fn secret(
     file: Option<&PathBuf>,
     variable: Option<&String>,
