@@ -323,22 +323,23 @@ pub(crate) mod read {
     }
 }
 
-/// Reads a secret from a file or an environment variable. Errors never contain its value.
+/// Reads a secret from the file or the environment variable that the fields `NAME_file` and
+/// `NAME_env` state. Errors never contain its value.
 pub(crate) fn secret(
+    name: &str,
     file: Option<&PathBuf>,
     variable: Option<&String>,
 ) -> Result<Option<String>, String> {
     let text = match (file, variable) {
         (Some(file), _) => fs::read_to_string(file)
-            .map_err(|error| format!("cannot read {}: {error}", file.display()))?,
-        (None, Some(name)) => {
-            env::var(name).map_err(|_| format!("the variable {name} is not set"))?
-        }
+            .map_err(|error| format!("cannot read `{name}_file` {}: {error}", file.display()))?,
+        (None, Some(variable)) => env::var(variable)
+            .map_err(|_| format!("the variable {variable} is not set, which `{name}_env` names"))?,
         (None, None) => return Ok(None),
     };
     // Editors end a file with a line break, which is not part of the secret.
     match text.trim_end_matches(['\r', '\n']) {
-        "" => Err("a key or password is empty".to_owned()),
+        "" => Err(format!("the {name} is empty")),
         secret => Ok(Some(secret.to_owned())),
     }
 }

@@ -410,7 +410,7 @@ describe("an application", () => {
       backend.respond = named("first");
       other.respond = named("second");
       for (const [more, problem] of [
-        [`secret_file = "/nowhere"`, /hooks\.app: cannot read \/nowhere/],
+        [`secret_file = "/nowhere"`, /hooks\.app: cannot read `secret_file` \/nowhere/],
         [`on = ["event"]`, /a hook decides who may connect to \//],
       ]) {
         const line = await own.reload(settings(other.url, more));

@@ -324,11 +324,10 @@ impl Settings {
 
     /// Reads the secret. Its value is in no error.
     pub(super) fn secret(&self) -> Result<Option<Vec<u8>>, String> {
-        let secret = values::secret(self.secret_file.as_ref(), self.secret_env.as_ref())?;
-        if secret
-            .as_ref()
-            .is_some_and(|secret| secret.len() < MIN_SECRET)
-        {
+        let (file, variable) = (self.secret_file.as_ref(), self.secret_env.as_ref());
+        let secret = values::secret("secret", file, variable)?;
+        let bytes = secret.as_ref().map(String::len);
+        if bytes.is_some_and(|bytes| bytes < MIN_SECRET) {
             return Err(format!(
                 "the secret is shorter than {MIN_SECRET} bytes: use `openssl rand -hex 32`"
             ));

@@ -173,7 +173,7 @@ impl Keys {
     /// Adds a user, whose key may be a hash, or a text from elsewhere that is hashed
     /// here.
     fn add(&mut self, settings: &UserSettings) -> Result<(), String> {
-        let key = secret(settings.key_file.as_ref(), settings.key_env.as_ref())?;
+        let key = secret("key", settings.key_file.as_ref(), settings.key_env.as_ref())?;
         let hash = key
             .as_ref()
             .map(|key| Hash::of(key.as_bytes()))
@@ -189,6 +189,7 @@ impl Keys {
             return Err("another user has the same key".to_owned());
         }
         let password = secret(
+            "password",
             settings.password_file.as_ref(),
             settings.password_env.as_ref(),
         )?;

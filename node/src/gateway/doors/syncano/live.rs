@@ -95,8 +95,9 @@ impl Accounts {
         let mut all = HashMap::new();
         for account in settings {
             let problem = |problem| format!("doors.syncano.accounts, {}: {problem}", account.email);
-            let key = secret(account.key_file.as_ref(), account.key_env.as_ref());
+            let key = secret("key", account.key_file.as_ref(), account.key_env.as_ref());
             let password = secret(
+                "password",
                 account.password_file.as_ref(),
                 account.password_env.as_ref(),
             );
