@@ -583,8 +583,8 @@ describe("an application that takes batches", () => {
     assert.deepEqual(seen(), [["first"], ["a1", "a2", "a3"], ["b1"]]);
   });
 
-  test("may err in the list of one event, and too many events fail at once", async () => {
-    const gateway = await node('{ size = 2, delay = "1h" }', "queue = 3\nconcurrency = 1");
+  test("may err in the list of one event", async () => {
+    const gateway = await node('{ size = 2, delay = "1h" }');
     const client = await connected(gateway);
     backend.respond = () => [[{ op: "join", room: "a" }], [{ op: "emit", event: "fine" }]];
     const fine = next(client, "fine");
@@ -594,18 +594,34 @@ describe("an application that takes batches", () => {
     assert.equal(await failed("invalid"), 1);
     const isNamed = ({ hook, error }) => hook === "app" && /\[0\]\[0\]\.room/.test(error);
     await until("the line of the log", () => gateway.lines.some(isNamed));
+    backend.respond = () => [];
+    client.emit("n", 3);
+    await until("an event that waits", async () => (await gateway.metric('roomcast_hook_batch_events_waiting{hook="app"}')) === 1);
+    await gateways.pop().stop();
+    assert.deepEqual(seen(), [[1, 2], [3], "disconnect"]);
+  });
+
+  test("is overloaded by many sockets, and a socket that sends many events takes no room from others", async () => {
+    const gateway = await node('{ size = 2, delay = "1h", acks = true }', "queue = 1\nconcurrency = 1");
+    const waiting = (count) => async () =>
+      (await gateway.metric('roomcast_hook_batch_events_waiting{hook="app"}')) === count;
+    const [many, other, late] = [await connected(gateway), await connected(gateway), await connected(gateway)];
     let release;
     const released = new Promise((resolve) => (release = resolve));
-    backend.respond = () => released.then(() => []);
-    for (const n of [3, 4]) client.emit("n", n);
-    await until("a batch under way", () => seen().length === 2);
-    for (const n of [5, 6, 7, 8]) client.emit("n", n);
-    await until("one too many", async () => (await failed("overloaded")) === 1);
+    backend.respond = ({ events }) => released.then(() => events.map(({ args }) => [{ op: "ack", args }]));
+    const asked = [many.emitWithAck("n", 0)];
+    await until("a batch under way", () => seen().length === 1);
+    for (let n = 1; n <= 20; n += 1) asked.push(many.emitWithAck("n", n));
+    await until("its own events to wait", waiting(20));
+    const waits = other.emitWithAck("n", "other");
+    await until("the event of the other", waiting(21));
+    const { error, data } = await late.emitWithAck("n", "late");
+    assert.deepEqual([error, data.code], ["the application is overloaded", "overloaded"]);
     release();
-    await until("the others", () => seen().length === 3);
-    assert.deepEqual(seen(), [[1, 2], [3, 4], [5, 6]]);
-    await gateways.pop().stop();
-    assert.deepEqual(seen(), [[1, 2], [3, 4], [5, 6], [7], "disconnect"]);
+    assert.equal(await waits, "other");
+    assert.deepEqual(await Promise.all(asked), Array.from({ length: 21 }, (_, n) => n));
+    assert.ok(seen().flat().indexOf("other") <= 2, `the other socket waited for ${seen().flat().indexOf("other")} events`);
+    await until("nothing to wait", waiting(0));
   });
 });
 

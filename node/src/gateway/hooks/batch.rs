@@ -23,6 +23,7 @@
 
 use std::{
     collections::VecDeque,
+    mem,
     sync::{Arc, Weak},
     vec,
 };
@@ -54,7 +55,7 @@ pub(super) struct Batches {
     settings: Batch,
     /// Batches under way at the same time.
     at_once: usize,
-    /// The most events that wait.
+    /// The most runs that wait while all batches are in flight.
     queue: usize,
     state: Mutex<State>,
     waiting: IntGauge,
@@ -67,8 +68,6 @@ struct State {
     ready: VecDeque<Arc<Run>>,
     /// The number of their events.
     events: usize,
-    /// The number of all events that wait.
-    waiting: usize,
     under_way: usize,
     /// Whether a task waits for the delay.
     is_delayed: bool,
@@ -158,7 +157,7 @@ impl Batches {
             ack: Some(ack),
             done,
         };
-        self.enter()?;
+        self.waiting.inc();
         let turns = Turns::of(socket);
         let new = turns.join_run(|open| self.join(open, pending));
         if let Some(run) = new {
@@ -176,17 +175,6 @@ impl Batches {
     pub(super) fn hurry(self: &Arc<Self>, hooks: &Hooks) {
         self.state.lock().is_hurried = true;
         self.wake(hooks);
-    }
-
-    fn enter(&self) -> Result<(), Refused> {
-        let mut state = self.state.lock();
-        if state.waiting >= self.queue {
-            drop(state);
-            return Err(noted(&self.backend, Failure::Overloaded).refused());
-        }
-        state.waiting += 1;
-        self.waiting.set(state.waiting as i64);
-        Ok(())
     }
 
     /// Adds an event to a run that is open, or else returns a new one.
@@ -211,14 +199,25 @@ impl Batches {
         }))
     }
 
-    /// Nothing of the run is in flight. Ends it if nothing is left.
+    /// Nothing of the run is in flight. Ends it if nothing is left, or if too many runs wait
+    /// already. Runs are counted and not events, so that a socket that sends many events takes
+    /// no room from the others.
     fn ready(self: &Arc<Self>, hooks: &Hooks, run: &Arc<Run>, turn: Option<Turn>) {
         let mut state = self.state.lock();
         let mut own = run.state.lock();
         let turn = turn.or_else(|| own.turn.take());
-        if own.events.is_empty() {
+        let is_full = state.under_way >= self.at_once && state.ready.len() >= self.queue;
+        if own.events.is_empty() || is_full {
             own.is_over = true;
-            drop((own, state, turn));
+            let refused = mem::take(&mut own.events);
+            drop((own, state));
+            for pending in refused {
+                self.waiting.dec();
+                let refused = noted(&self.backend, Failure::Overloaded).refused();
+                // The client may have gone.
+                drop(pending.done.send(Err(refused)));
+            }
+            drop(turn);
             return;
         }
         own.turn = turn;
@@ -293,8 +292,7 @@ impl Batches {
             drop(own);
             taken.runs.push((run, events));
         }
-        state.waiting -= taken.count;
-        self.waiting.set(state.waiting as i64);
+        self.waiting.sub(taken.count as i64);
         taken
     }
 
