@@ -197,6 +197,26 @@ async fn a_journal_that_was_lost_begins_again_with_smaller_ids() {
 }
 
 #[tokio::test]
+async fn a_journal_that_was_lost_while_the_clock_went_back_is_followed_from_its_end() {
+    let mut node = Node::start().await;
+    let early = |id, after| JournalEntry {
+        position: Position {
+            id,
+            time: id,
+            after: Some(after),
+        },
+        ..entry(id, after)
+    };
+    node.bus.set_journal(vec![early(5, 0), early(6, 5)]);
+    let to = SystemTime::UNIX_EPOCH + Duration::from_secs(20);
+    let from = to - Duration::from_secs(5);
+    node.bus.report(Gap { from, to });
+    node.gaps("lost", 1).await;
+    node.hear(early(7, 6));
+    node.receives(&[7]).await;
+}
+
+#[tokio::test]
 async fn a_broadcast_that_may_not_be_stored_is_not_delivered() {
     let mut node = Node::start().await;
     let refused = node.server.io.emit("n", 1).await.unwrap_err();

@@ -523,7 +523,7 @@ impl Journal {
     async fn skip(&self, namespace: &LiveNamespace) -> Result<(), BusError> {
         let before = self.last();
         self.state.lock().forget_tail();
-        let (mut reached, mut is_any) = (0, false);
+        let (mut reached, mut end, mut is_any) = (0, None, false);
         loop {
             let page = self.log.read_journal(Page::After(reached), PAGE).await?;
             let (is_full, newest) = (page.is_full, page.newest);
@@ -531,6 +531,7 @@ impl Journal {
             for link in links(page) {
                 let position = link.position;
                 reached = position.id;
+                end = Some(position);
                 let is_later = before
                     .is_none_or(|before| position.id > before.id || position.time > before.time);
                 let is_known = match is_any {
@@ -547,11 +548,13 @@ impl Journal {
             }
             if !is_full {
                 if state.last.is_none() || !is_any && state.last == before {
-                    state.last = Some(Position {
+                    // As it is kept, or the next page would not begin with it and break again.
+                    let end = end.filter(|end| end.id == newest);
+                    state.last = Some(end.unwrap_or_else(|| Position {
                         id: newest,
                         time: before.map_or(0, |before| before.time),
                         after: None,
-                    });
+                    }));
                 }
                 state.newest = state.last.map_or(0, |last| last.id);
                 return Ok(());
