@@ -346,7 +346,8 @@ struct Peer(SocketAddr);
 
 /// Begins to drain. This request can stop the node, so it must come from the
 /// same machine. A page in a browser on this machine cannot set the header without
-/// permission, which nothing here gives.
+/// permission, which nothing here gives. A page whose name resolves to this machine needs no
+/// permission, but a browser names its origin in every POST.
 async fn drain(
     State(health): State<Arc<Health>>,
     Extension(Peer(peer)): Extension<Peer>,
@@ -358,7 +359,7 @@ async fn drain(
             "only this machine may drain the node",
         );
     }
-    if !headers.contains_key(DRAIN_HEADER) {
+    if !headers.contains_key(DRAIN_HEADER) || headers.contains_key(header::ORIGIN) {
         return plain(StatusCode::FORBIDDEN, "use `roomcast drain`");
     }
     health.request_drain();
@@ -491,6 +492,31 @@ mod tests {
         flows.store(true, Ordering::Relaxed);
         health.draining();
         assert_eq!(ready(), (503, "draining\n".to_owned()));
+    }
+
+    #[test]
+    fn a_page_cannot_drain_the_node_even_if_its_name_resolves_to_this_machine() {
+        let (admin, health) = start();
+        let drain = |headers: &str| {
+            let mut stream = TcpStream::connect(admin.address()).unwrap();
+            write!(
+                stream,
+                "POST /drain HTTP/1.1\r\n{headers}Content-Length: 0\r\nConnection: close\r\n\r\n"
+            )
+            .unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer[9..12].to_owned()
+        };
+        let rebound = "Host: evil.example:3001\r\nOrigin: http://evil.example:3001\r\n";
+        let form = "Host: 127.0.0.1:3001\r\nOrigin: null\r\n";
+        for page in [rebound, form] {
+            assert_eq!(drain(page), "403");
+            assert_eq!(drain(&format!("{page}{DRAIN_HEADER}: 1\r\n")), "403");
+        }
+        assert!(!health.was_asked_to_drain.load(Ordering::Relaxed));
+        let own = format!("Host: 127.0.0.1:3001\r\n{DRAIN_HEADER}: 1\r\n");
+        assert_eq!(drain(&own), "202");
     }
 
     #[test]
