@@ -57,6 +57,8 @@ pub enum Action {
     Ping,
     /// The response of a route of the application.
     CallRoute(Call),
+    /// A call of a route that cannot be made: its reply.
+    Refused(Reply),
     /// Anything else, which the application has to know: its name. `fetch-view` is one.
     Other(String),
 }
@@ -95,26 +97,34 @@ pub fn read(text: &str) -> Option<Message> {
     };
     let action = match name.as_str() {
         "ping" => Action::Ping,
-        "call-route" => Action::CallRoute(call(members)?),
+        "call-route" => match call(members) {
+            Ok(call) => Action::CallRoute(call),
+            Err(reply) => Action::Refused(reply),
+        },
         _ => Action::Other(name),
     };
     let id = id.to_owned();
     Some(Message { id, action })
 }
 
-fn call(mut members: Map<String, Value>) -> Option<Call> {
+fn call(mut members: Map<String, Value>) -> Result<Call, Reply> {
     let mut text = |name: &str| match members.remove(name) {
         Some(Value::String(text)) => Some(text),
         _ => None,
     };
-    let method = text("method").unwrap_or_else(|| "GET".to_owned());
+    let mut method = text("method").unwrap_or_else(|| "GET".to_owned());
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     if !(1..=MAX_METHOD).contains(&method.len()) || !method.bytes().all(is_token) {
-        return None;
+        return Err(Reply::plain(400, "the method is invalid"));
     }
-    Some(Call {
-        method: method.to_ascii_uppercase(),
-        uri: text("uri")?,
+    method.make_ascii_uppercase();
+    // They are about the connection, and no route handles them. CONNECT has no path.
+    if matches!(method.as_str(), "CONNECT" | "TRACE") {
+        return Err(Reply::plain(405, "the method is not for routes"));
+    }
+    Ok(Call {
+        method,
+        uri: text("uri").ok_or_else(|| Reply::plain(400, "the uri is missing"))?,
         container: text("container"),
         partial: text("partial"),
         input: match members.remove("input") {
@@ -382,9 +392,6 @@ mod tests {
             r#"{"id":null,"action":"ping"}"#,
             r#"{"id":1}"#,
             r#"{"id":1,"action":7}"#,
-            r#"{"id":1,"action":"call-route","method":"GET"}"#,
-            r#"{"id":1,"action":"call-route","method":"G T","uri":"/"}"#,
-            r#"{"id":1,"action":"call-route","method":"","uri":"/"}"#,
             &deep,
         ] {
             assert_eq!(read(text), None, "{text}");
@@ -410,6 +417,26 @@ mod tests {
             panic!("a call")
         };
         assert_eq!((call.method.as_str(), call.input.len()), ("GET", 0));
+    }
+
+    #[test]
+    fn a_call_that_cannot_be_made_has_a_reply_and_does_not_reach_the_application() {
+        for (call, status) in [
+            (r#""method":"GET""#, 400),
+            (r#""method":"GET","uri":7"#, 400),
+            (r#""method":"G T","uri":"/""#, 400),
+            (r#""method":"","uri":"/""#, 400),
+            (r#""method":"CONNECT","uri":"/x""#, 405),
+            (r#""method":"connect","uri":"/x""#, 405),
+            (r#""method":"TRACE","uri":"/x""#, 405),
+        ] {
+            let text = format!(r#"{{"id":"a","action":"call-route",{call}}}"#);
+            let message = read(&text).expect(call);
+            let Action::Refused(reply) = message.action else {
+                panic!("{call} is a call")
+            };
+            assert_eq!((message.id.as_str(), reply.status), (r#""a""#, status));
+        }
     }
 
     #[test]

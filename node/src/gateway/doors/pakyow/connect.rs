@@ -165,6 +165,7 @@ impl Pakyow {
         let application = self.application();
         match &message.action {
             Action::Ping => return reply("ping", Reply::pong()),
+            Action::Refused(refused) => return reply("refused", refused.clone()),
             Action::Other(_) if !application.has_actions() => return self.count("ignored"),
             _ => {}
         }
@@ -184,6 +185,7 @@ impl Pakyow {
                 Action::CallRoute(call) => application.call(&visitor, &call).await,
                 Action::Other(name) => application.act(&visitor, &name, text).await,
                 Action::Ping => Reply::pong(),
+                Action::Refused(refused) => refused,
             };
             // A process of Pakyow may have subscribed the socket, which must be in force
             // before the reply.
