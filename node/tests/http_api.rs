@@ -91,6 +91,10 @@ fn a_wrong_field_is_named() {
         emit(json!({ "event": "x", "all": true, "namespace": "x" })),
         "namespace"
     );
+    assert_eq!(
+        emit(json!({ "event": "x", "all": true, "flags": [true] })),
+        "flags"
+    );
     let operations = json!([{ "op": "join", "rooms": ["a"], "all": true }, { "op": "join", "rooms": [""], "all": true }]);
     let (status, problem) = api.post("batch", &json!({ "operations": operations }));
     assert_eq!(

@@ -24,6 +24,7 @@ mod log_client;
 mod logging;
 mod namespaces;
 mod notify;
+mod object;
 mod operations;
 mod options;
 mod origins;

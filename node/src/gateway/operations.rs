@@ -21,14 +21,14 @@ mod forms;
 use std::{sync::Arc, time::Duration};
 
 use roomcast::Args;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 pub(crate) use carry_out::{Effect, Report};
 pub(crate) use check::check;
 pub(crate) use forms::{read, read_one};
 
-use super::session::SocketData;
+use super::{object::Object, session::SocketData};
 
 /// The most operations of one list.
 /// The list is held in memory until its last operation is done.
@@ -78,7 +78,7 @@ pub(crate) enum Whom {
 
 /// How an event is delivered.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "an object", remote = "Self")]
 pub(crate) struct Flags {
     /// Clients that cannot receive right now miss the event.
     pub(crate) volatile: bool,
@@ -88,6 +88,12 @@ pub(crate) struct Flags {
     pub(crate) confirmed: bool,
     /// Clients acknowledge the event, and receive it again if they come back and have not.
     pub(crate) at_least_once: bool,
+}
+
+impl<'de> Deserialize<'de> for Flags {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(Object(deserializer))
+    }
 }
 
 /// An error in a list of operations. None of the list has been carried out.
@@ -351,6 +357,18 @@ mod tests {
             (
                 r#"[{"op":"ack"},{"op":"refuse","message":"no"}]"#,
                 "[1].op: the event already has its",
+            ),
+            (
+                r#"[["ack"]]"#,
+                "[0]: invalid type: sequence, expected an object",
+            ),
+            (
+                r#"[{"op":"emit","event":"x","flags":[true]}]"#,
+                "[0].flags: invalid type: sequence, expected an object",
+            ),
+            (
+                r#"[{"op":"emit","event":"x","flags":[true,false,true,false]}]"#,
+                "[0].flags: invalid type: sequence, expected an object",
             ),
             ("{}", "invalid type: map"),
         ];

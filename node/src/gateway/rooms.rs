@@ -20,11 +20,12 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::{Mutex, RwLock};
 use roomcast::{Args, EmitError, Health, JoinError, Namespace, RemoteSocket, Server, Socket};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
 use super::{
     auth::User,
+    object::Object,
     policy::{Action, Claims, RoomPolicy, USER_ROOMS},
     presence::{Kept, Page, Selected},
     private_names::{Privacy, PrivateNames},
@@ -385,11 +386,18 @@ impl From<EmitError> for RequestError {
 
 /// How a client enters or leaves a room.
 #[derive(Default, Deserialize)]
+#[serde(expecting = "an object", remote = "Self")]
 struct JoinOptions {
     /// No other member is notified, and the acknowledgement does not list the members.
     /// Otherwise the cost of filling a room would grow with the square of its members.
     #[serde(default)]
     quiet: bool,
+}
+
+impl<'de> Deserialize<'de> for JoinOptions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(Object(deserializer))
+    }
 }
 
 /// The rooms in which a client was announced. It is a member of each, so the limit of

@@ -14,9 +14,13 @@
 //! the way to the list differs: here the path names a single operation, or `operations`
 //! holds several.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 
 use roomcast::{Args, EmitError, Fetched, Limits, Receipt, Server};
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
 use serde_json::{Value, json, value::RawValue};
 
 use super::{
@@ -320,16 +324,48 @@ fn fields(body: &[u8]) -> Result<(String, Fields<'_>), Problem> {
     Ok((namespace, fields))
 }
 
-/// Reads the object of a body.
+/// Reads the object of a body. A map alone would keep the last of two members with one name.
 pub(super) fn object(body: &[u8]) -> Result<Fields<'_>, Problem> {
-    serde_json::from_slice(body)
-        .map_err(|error| Problem::invalid("", format!("the body is no JSON object: {error}")))
+    let Members(members) = serde_json::from_slice(body)
+        .map_err(|error| Problem::invalid("", format!("the body is no JSON object: {error}")))?;
+    let mut fields = Fields::new();
+    for (name, value) in members {
+        if fields.contains_key(&name) {
+            return Err(Problem::invalid(&name, format!("duplicate field `{name}`")));
+        }
+        fields.insert(name, value);
+    }
+    Ok(fields)
 }
 
-pub(super) fn field<'a, T: serde::Deserialize<'a>>(
-    name: &str,
-    value: &'a RawValue,
-) -> Result<T, Problem> {
+/// The members of an object, also those that have one name.
+struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct All;
+
+        impl<'de> Visitor<'de> for All {
+            type Value = Members<'de>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(All)
+    }
+}
+
+pub(super) fn field<'a, T: Deserialize<'a>>(name: &str, value: &'a RawValue) -> Result<T, Problem> {
     serde_json::from_str(value.get()).map_err(|error| {
         // The position is one within the field, not within the body, so it would
         // mislead.
@@ -498,4 +534,24 @@ fn shown(effect: &Effect) -> Value {
 /// A receipt has the same fields wherever it is shown.
 fn receipt(receipt: &Receipt) -> Value {
     json!(receipt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_that_occurs_twice_is_refused_by_its_name() {
+        let fields = object(br#"{"event":"e","all":true}"#).unwrap();
+        assert_eq!(fields.len(), 2);
+        let problem = object(br#"{"event":"e","event":"f"}"#).unwrap_err();
+        assert_eq!(problem.detail(), "duplicate field `event`");
+    }
+
+    #[test]
+    fn a_list_is_no_body() {
+        let problem = object(br#"["e"]"#).unwrap_err();
+        let detail = problem.detail();
+        assert!(detail.contains("sequence, expected an object"), "{detail}");
+    }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, value::RawValue};
 
 use super::{Flags, Operation, Problem, Whom, binary};
-use crate::gateway::{options::nearest, session::user_room};
+use crate::gateway::{object, options::nearest, session::user_room};
 
 /// Reads a list of operations from a JSON array.
 pub(crate) fn read(json: &RawValue) -> Result<Vec<Operation>, Problem> {
@@ -36,6 +36,7 @@ pub(crate) fn read(json: &RawValue) -> Result<Vec<Operation>, Problem> {
 /// Reads one operation from a JSON object.
 pub(crate) fn read_one(json: &RawValue) -> Result<Operation, Problem> {
     #[derive(Deserialize)]
+    #[serde(expecting = "an object")]
     struct Head<'a> {
         #[serde(borrow)]
         op: Cow<'a, str>,
@@ -98,17 +99,13 @@ const OPERATIONS: [&str; 8] = [
 ];
 
 /// Reads an object and names the field that is wrong.
-/// The path of serde's error shows the field also inside of lists.
 fn form<'a, T: Deserialize<'a>>(json: &'a RawValue) -> Result<T, Problem> {
-    let mut deserializer = serde_json::Deserializer::from_str(json.get());
-    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        let at = if path == "." {
-            String::new()
-        } else {
-            format!(".{path}")
+    object::read(json.get().as_bytes()).map_err(|(path, error)| {
+        let at = match path.as_str() {
+            "" => path,
+            path => format!(".{path}"),
         };
-        Problem::new(at, without_position(&error.into_inner().to_string()))
+        Problem::new(at, without_position(&error.to_string()))
     })
 }
 

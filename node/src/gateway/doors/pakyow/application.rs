@@ -23,6 +23,7 @@ use super::{
 };
 use crate::gateway::{
     hooks::{Backend, Failure, Hooks},
+    object,
     operations::Problem,
 };
 
@@ -67,6 +68,7 @@ struct Notice<'a> {
 
 /// The response to a request of the kind `connect`.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(expecting = "an object")]
 pub(super) struct Identity {
     pub(super) socket_key: Option<String>,
     pub(super) digest: Option<String>,
@@ -246,7 +248,7 @@ fn read_identity(response: &[u8]) -> Result<Identity, Problem> {
         return Ok(Identity::default());
     }
     let identity: Identity =
-        serde_json::from_slice(response).map_err(|error| problem(error.to_string()))?;
+        object::read(response).map_err(|(at, error)| Problem::new(at, error.to_string()))?;
     match &identity.digest {
         Some(digest) if !is_digest(digest) => Err(problem(
             "digest is not 40 lower-case hexadecimal digits".to_owned(),
@@ -337,5 +339,7 @@ mod tests {
         assert_eq!(known.digest.as_deref(), Some(digest));
         assert!(read(r#"{"digest":"x"}"#).unwrap_err().what.contains("40"));
         assert!(read("[").is_err());
+        assert!(read(r#"["k"]"#).is_err(), "a list is no object");
+        assert_eq!(read(r#"{"digest":7}"#).unwrap_err().at, "digest");
     }
 }

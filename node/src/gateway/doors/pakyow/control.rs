@@ -40,6 +40,7 @@ use super::{
 use crate::gateway::{
     api::{Kind, Problem, Verb, read_body},
     doors::{Door, DoorLimit, Doors},
+    object,
     values::{ByteSize, Span},
 };
 
@@ -81,7 +82,7 @@ impl Call {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 struct Subscription {
     channels: Vec<String>,
     digest: Option<String>,
@@ -90,14 +91,14 @@ struct Subscription {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 struct Push {
     message: Box<RawValue>,
     channels: Vec<String>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 struct PushTo {
     digest: String,
     channel: String,
@@ -320,7 +321,7 @@ fn check_digest(digest: &str) -> Result<(), Problem> {
 }
 
 fn read<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| Problem::invalid("", error.to_string()))
+    object::read(body).map_err(|(field, error)| Problem::invalid(&field, error.to_string()))
 }
 
 fn refusal(failed: &Failed) -> Refusal {

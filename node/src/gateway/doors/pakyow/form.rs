@@ -34,6 +34,8 @@ fn write(name: &str, args: &str, room: Option<&str>, out: &mut Vec<u8>) {
     let single = serde_json::from_str::<[&RawValue; 1]>(args);
     let payload = single.as_ref().map_or(args, |[only]| only.get());
     if name == PUSH
+        // A list would be read as the members in their order.
+        && payload.starts_with('{')
         && let Ok(push) = serde_json::from_str::<Push<'_>>(payload)
         // Members of a room other than the application cannot name other channels.
         && (push.channel == room || room.starts_with(SOCKET_CHANNEL))
@@ -59,6 +61,12 @@ mod tests {
         let wanted = r#"{"payload":[1,{"key":null}],"channel":"chat"}"#;
         assert_eq!(written("push", push, Some("chat")), wanted);
         assert_eq!(written("push", push, Some("pw:socket:7a1c")), wanted);
+    }
+
+    #[test]
+    fn a_list_is_no_push() {
+        let wanted = r#"{"payload":[1,"chat"],"channel":"chat"}"#;
+        assert_eq!(written("push", r#"[[1,"chat"]]"#, Some("chat")), wanted);
     }
 
     #[test]

@@ -54,7 +54,7 @@ use super::{
     settings::RegistrySettings,
     subscriptions::{RESERVED, push_args},
 };
-use crate::gateway::{clock::now, redis_commands::RedisCommands};
+use crate::gateway::{clock::now, object, redis_commands::RedisCommands};
 
 /// The channel on which nodes publish the digests whose subscriptions they have changed.
 const CHANGED: &str = "pw:changed";
@@ -284,7 +284,7 @@ impl Pakyow {
         }
         let args = match channel.strip_prefix(SOCKET_CHANNEL) {
             Some(digest) => {
-                let direct = serde_json::from_str::<Direct<'_>>(payload);
+                let direct = object::read::<Direct<'_>>(payload.as_bytes());
                 let direct = direct.ok().filter(|direct| direct.key == digest);
                 direct.map(|direct| push_args(direct.message.get(), &direct.channel))
             }
