@@ -95,6 +95,7 @@ fn a_wrong_field_is_named() {
         emit(json!({ "event": "x", "all": true, "flags": [true] })),
         "flags"
     );
+    assert_eq!(emit(json!({ "event": "x", "rooms": [""] })), "rooms[0]");
     let operations = json!([{ "op": "join", "rooms": ["a"], "all": true }, { "op": "join", "rooms": [""], "all": true }]);
     let (status, problem) = api.post("batch", &json!({ "operations": operations }));
     assert_eq!(

@@ -71,9 +71,36 @@ pub(crate) enum Whom {
     Asker,
     /// The members of these rooms, in the whole cluster. Sockets and users are rooms, too. An empty
     /// list selects no socket.
-    Rooms(Vec<String>),
+    Rooms(Selected),
     /// All sockets of the namespace, in the whole cluster.
     Everybody,
+}
+
+/// Rooms from several fields, which errors name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Selected {
+    rooms: Vec<String>,
+    /// Each field with the number of its rooms, in the order of the rooms.
+    fields: Vec<(&'static str, usize)>,
+}
+
+impl Selected {
+    fn add(&mut self, field: &'static str, rooms: impl IntoIterator<Item = String>) {
+        let before = self.rooms.len();
+        self.rooms.extend(rooms);
+        self.fields.push((field, self.rooms.len() - before));
+    }
+
+    /// The field of the room with this index, such as `.users[0]`.
+    fn field(&self, mut index: usize) -> String {
+        for (field, count) in &self.fields {
+            if index < *count {
+                return format!(".{field}[{index}]");
+            }
+            index -= count;
+        }
+        String::new()
+    }
 }
 
 /// How an event is delivered.
@@ -264,12 +291,18 @@ mod tests {
             },
             Operation::Leave {
                 rooms: rooms(&["a"]),
-                whom: Whom::Rooms(vec!["b".to_owned(), "c".to_owned(), user_room("7")]),
+                whom: Whom::Rooms(Selected {
+                    rooms: vec!["b".to_owned(), "c".to_owned(), user_room("7")],
+                    fields: vec![("in", 1), ("sockets", 1), ("users", 1)],
+                }),
             },
             Operation::Emit {
                 event: "x".to_owned(),
                 args: args(r#"["y"]"#),
-                whom: Whom::Rooms(rooms(&["b"])),
+                whom: Whom::Rooms(Selected {
+                    rooms: rooms(&["b"]),
+                    fields: vec![("rooms", 1)],
+                }),
                 except: rooms(&["c"]),
                 flags: Flags {
                     volatile: true,
@@ -301,8 +334,10 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(whom(r#"[{"op":"disconnect"}]"#), Whom::Asker);
-        let none = Whom::Rooms(Vec::new());
-        assert_eq!(whom(r#"[{"op":"disconnect","users":[]}]"#), none);
+        let Whom::Rooms(none) = whom(r#"[{"op":"disconnect","users":[]}]"#) else {
+            panic!("a selection")
+        };
+        assert!(none.rooms.is_empty());
     }
 
     #[test]
@@ -381,6 +416,41 @@ mod tests {
         assert!(problem(&long, Asks::Event).contains("longer than 256 bytes"));
         let many = serde_json::json!(vec![serde_json::json!({"op": "disconnect"}); 1001]);
         assert!(problem(&many.to_string(), Asks::Event).contains("more than 1000"));
+    }
+
+    #[test]
+    fn a_wrong_name_of_a_selection_is_reported_with_its_field() {
+        let long = "x".repeat(257);
+        for (operation, wanted) in [
+            (
+                r#""op":"emit","event":"x","rooms":[""]"#,
+                ".rooms[0]: a name is empty",
+            ),
+            (
+                r#""op":"emit","event":"x","rooms":["a"],"sockets":["b",""]"#,
+                ".sockets[1]: a name",
+            ),
+            (
+                r#""op":"leave","rooms":["a"],"in":["b",""]"#,
+                ".in[1]: a name is empty",
+            ),
+            (
+                r#""op":"join","rooms":["a"],"in":["b"],"users":["7",""]"#,
+                ".users[1]: a name",
+            ),
+            (
+                r#""op":"disconnect","rooms":["LONG"]"#,
+                ".rooms[0]: a name is longer",
+            ),
+            (
+                r#""op":"disconnect","rooms":["a"],"users":["LONG"]"#,
+                ".users[0]: a name is longer",
+            ),
+        ] {
+            let operation = operation.replace("LONG", &long);
+            let text = problem(&format!("[{{{operation}}}]"), Asks::Event);
+            assert!(text.starts_with(&format!("[0]{wanted}")), "{text}");
+        }
     }
 
     #[test]

@@ -222,8 +222,8 @@ fn select<'a>(
         Whom::Asker => asker.map_or(Selection::Nobody, Selection::Socket),
         Whom::Everybody => Selection::Sockets(namespace.clone()),
         // Without a room the library would select everybody.
-        Whom::Rooms(rooms) if rooms.is_empty() => Selection::Nobody,
-        Whom::Rooms(rooms) => Selection::Sockets(namespace.clone().to(rooms)),
+        Whom::Rooms(selected) if selected.rooms.is_empty() => Selection::Nobody,
+        Whom::Rooms(selected) => Selection::Sockets(namespace.clone().to(selected.rooms)),
     }
 }
 

@@ -101,10 +101,13 @@ impl Check<'_> {
         match whom {
             Whom::Asker => self.asker(),
             Whom::Everybody => Ok(()),
-            // They come from `rooms`, `sockets` and `users`, so the field is no longer known.
-            Whom::Rooms(rooms) => rooms
-                .iter()
-                .try_for_each(|room| self.room(room).map_err(|what| Problem::new("", what))),
+            Whom::Rooms(selected) => {
+                let mut rooms = selected.rooms.iter().enumerate();
+                rooms.try_for_each(|(index, room)| {
+                    self.room(room)
+                        .map_err(|what| Problem::new(selected.field(index), what))
+                })
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use roomcast::Args;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{Flags, Operation, Problem, Whom, binary};
+use super::{Flags, Operation, Problem, Selected, Whom, binary};
 use crate::gateway::{object, options::nearest, session::user_room};
 
 /// Reads a list of operations from a JSON array.
@@ -67,7 +67,7 @@ pub(crate) fn read_one(json: &RawValue) -> Result<Operation, Problem> {
         }
         "disconnect" => {
             let form: DisconnectForm = form(json)?;
-            let whom = whom(form.rooms, form.sockets, form.users, form.all);
+            let whom = whom(("rooms", form.rooms), form.sockets, form.users, form.all);
             let close = form.close;
             Operation::Disconnect { close, whom }
         }
@@ -161,7 +161,7 @@ struct RoomsForm {
 
 impl RoomsForm {
     fn parts(self) -> (Vec<String>, Whom) {
-        let whom = whom(self.inside, self.sockets, self.users, self.all);
+        let whom = whom(("in", self.inside), self.sockets, self.users, self.all);
         (self.rooms, whom)
     }
 }
@@ -193,7 +193,7 @@ impl EmitForm {
         Ok(Operation::Emit {
             args: arguments(self.args.as_deref())?,
             event: self.event,
-            whom: whom(self.rooms, self.sockets, self.users, self.all),
+            whom: whom(("rooms", self.rooms), self.sockets, self.users, self.all),
             except: self.except,
             flags: self.flags,
         })
@@ -252,8 +252,8 @@ fn arguments(json: Option<&RawValue>) -> Result<Args, Problem> {
 
 /// The sockets that these lists select together. A socket's id is the name of its private room.
 /// `all` wins over lists, since it includes them.
-pub(crate) fn whom(
-    rooms: Option<Vec<String>>,
+fn whom(
+    (field, rooms): (&'static str, Option<Vec<String>>),
     sockets: Option<Vec<String>>,
     users: Option<Vec<String>>,
     all: bool,
@@ -264,13 +264,20 @@ pub(crate) fn whom(
     if rooms.is_none() && sockets.is_none() && users.is_none() {
         return Whom::Asker;
     }
-    let mut selected = rooms.unwrap_or_default();
-    selected.extend(sockets.into_iter().flatten());
-    let rooms_of_users = users.into_iter().flatten().map(|user| match &*user {
+    let mut selected = Selected::default();
+    if let Some(rooms) = rooms {
+        selected.add(field, rooms);
+    }
+    if let Some(sockets) = sockets {
+        selected.add("sockets", sockets);
+    }
+    let room = |user: String| match &*user {
         // Left empty for the check, which refuses it.
         "" => user,
         user => user_room(user),
-    });
-    selected.extend(rooms_of_users);
+    };
+    if let Some(users) = users {
+        selected.add("users", users.into_iter().map(room));
+    }
     Whom::Rooms(selected)
 }
