@@ -126,7 +126,7 @@ impl<M: Member> Adapter<M> {
         let index = self.index(member);
         let hash = self.hash(member.id().as_str());
         let mut rooms = self.shards[index].0.lock();
-        let Some(slot) = rooms.slot(hash, member.id()) else {
+        let Some(slot) = rooms.slot(hash, member) else {
             return false;
         };
         rooms.remove(slot, |hash, name| self.directory.vacated(hash, name, index));
@@ -144,7 +144,7 @@ impl<M: Member> Adapter<M> {
         let id = member.id();
         let mut rooms = self.shards[index].0.lock();
         let slot = rooms
-            .slot(self.hash(id.as_str()), id)
+            .slot(self.hash(id.as_str()), member)
             .ok_or(JoinError::Disconnected)?;
         let mut fresh: SmallVec<[Hash; 8]> = SmallVec::new();
         let mut too_long = false;
@@ -186,7 +186,7 @@ impl<M: Member> Adapter<M> {
         let index = self.index(member);
         let id = member.id();
         let mut rooms = self.shards[index].0.lock();
-        let Some(slot) = rooms.slot(self.hash(id.as_str()), id) else {
+        let Some(slot) = rooms.slot(self.hash(id.as_str()), member) else {
             return;
         };
         names.each(&mut |name| {
@@ -203,7 +203,7 @@ impl<M: Member> Adapter<M> {
     pub fn rooms_of(&self, member: &M) -> Vec<Arc<str>> {
         let id = member.id();
         let rooms = self.shards[self.index(member)].0.lock();
-        let Some(slot) = rooms.slot(self.hash(id.as_str()), id) else {
+        let Some(slot) = rooms.slot(self.hash(id.as_str()), member) else {
             return Vec::new();
         };
         iter::once(Arc::from(id.as_str()))

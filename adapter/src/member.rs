@@ -17,6 +17,9 @@ pub trait Member: Clone + Send + Sync + 'static {
     /// Returns the id, which is also the name of the socket's private room.
     fn id(&self) -> &SocketId;
 
+    /// Returns whether both are the same socket. Two sockets may have one id for a moment.
+    fn is_same(&self, other: &Self) -> bool;
+
     /// Returns the number of the socket's shard in the index, taken modulo the number of shards.
     /// Constant over the socket's life.
     fn shard(&self) -> usize;

@@ -19,7 +19,7 @@ use hashbrown::HashTable;
 use roomcast_protocol::target::Target;
 use smallvec::SmallVec;
 
-use crate::{Member, SocketId};
+use crate::Member;
 
 /// A member's index in its shard. Returned by [`Rooms::insert`], valid until [`Rooms::remove`].
 pub(crate) type Slot = u32;
@@ -88,7 +88,7 @@ impl<M: Member> Rooms<M> {
     /// Adds a socket, in no room but its private one. `hash` is the hash of its id.
     pub(crate) fn insert(&mut self, member: M, hash: Hash) -> Slot {
         debug_assert!(
-            self.slot(hash, member.id()).is_none(),
+            self.find_member(hash, member.id().as_str()).is_none(),
             "{} is already there",
             member.id()
         );
@@ -231,9 +231,14 @@ impl<M: Member> Rooms<M> {
         }
     }
 
-    /// Returns the slot of the socket with this id.
-    pub(crate) fn slot(&self, hash: Hash, id: &SocketId) -> Option<Slot> {
-        self.find_member(hash, id.as_str())
+    /// Returns the slot of the socket. `hash` is the hash of its id, which another socket may have,
+    /// too.
+    pub(crate) fn slot(&self, hash: Hash, member: &M) -> Option<Slot> {
+        self.ids
+            .find(spread(short(hash)), |&slot| {
+                self.entry(slot).member.is_same(member)
+            })
+            .copied()
     }
 
     /// Returns the socket with this id.

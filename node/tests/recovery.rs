@@ -16,7 +16,7 @@ use roomcast::{
 };
 use serde::Deserialize;
 use support::{
-    TestServer, WebSocket,
+    Gate, TestServer, WebSocket,
     bus::FakeBus,
     eventually,
     server::{Sockets, main_namespace},
@@ -516,6 +516,69 @@ async fn of_clients_that_come_back_to_one_session_one_has_it() {
         server.io.local().local_sockets().len() == 1 + fresh
     })
     .await;
+}
+
+#[tokio::test]
+async fn of_two_sockets_of_one_session_on_a_node_the_later_one_keeps_the_rooms() {
+    let bus = MemoryBus::new();
+    let (asked, mut asks) = mpsc::unbounded_channel();
+    let gate = Gate::new();
+    let passed = gate.clone();
+    let namespace = main_namespace()
+        .recovery(Recovery {
+            authorizes_again: true,
+            ..Recovery::default()
+        })
+        .authorize(move |Recovering(comes_back)| {
+            let (asked, gate) = (asked.clone(), passed.clone());
+            async move {
+                if comes_back {
+                    asked.send(()).unwrap();
+                    gate.pass().await;
+                }
+                Ok::<_, Refused>(())
+            }
+        });
+    let (namespace, mut sockets) = Sockets::of(namespace);
+    // Both sockets are in one shard of the room index.
+    let builder = Server::builder().namespace(namespace).bus(bus.clone());
+    let first = TestServer::start(builder.lanes(1)).await;
+    let (second, mut others) = node_of(recovering(), Some(&bus)).await;
+    let mut client = Client::connect(&first).await;
+    let socket = sockets.next().await;
+    socket.join("news").unwrap();
+    is_written(&first).await;
+    sockets.next().await;
+    client.reset();
+    is_gone(&socket).await;
+    // It takes the session, and is admitted only after a client of the other node has taken it.
+    client.come_back(&first).await;
+    let mut early = client.stream.take().unwrap();
+    within("the authorizer", asks.recv()).await.unwrap();
+    client.come_back(&second).await;
+    assert_eq!(client.reply().await, client.reply);
+    assert!(others.next().await.recovered());
+    client.come_back(&first).await;
+    // The node has read the last CONNECT, which waits for its turn.
+    is_written(&first).await;
+    sockets.next().await;
+    gate.admit(2);
+    assert_eq!(reply(&early.text().await), client.reply);
+    assert_eq!(client.reply().await, client.reply);
+    assert!(early.rest().await.is_empty());
+    is_gone(&sockets.next().await).await;
+    assert!(sockets.next().await.rooms().contains(&"news".to_owned()));
+    first.io.to("news").emit("n", 1).await.unwrap();
+    assert_eq!(client.numbers(1).await, [1]);
+    assert_eq!(
+        first
+            .io
+            .in_(client.reply.sid.as_str())
+            .local()
+            .local_sockets()
+            .len(),
+        1
+    );
 }
 
 #[tokio::test]

@@ -53,6 +53,10 @@ impl Member for Fake {
         &self.0.id
     }
 
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     fn shard(&self) -> usize {
         self.0.shard
     }

@@ -88,7 +88,7 @@ fn take_step(rooms: &mut Rooms<Fake>, model: &mut Model, step: &Step) {
         Step::Toggle(socket) => toggle(rooms, model, *socket),
         Step::Join(socket, room) => {
             let id = id(*socket);
-            let Some(slot) = rooms.slot(hash(&id), &SocketId::new(&id)) else {
+            let Some(slot) = rooms.find_member(hash(&id), &id) else {
                 return assert!(!model.contains_key(&id));
             };
             let is_new = model.get_mut(&id).unwrap().insert(room.clone());
@@ -98,7 +98,7 @@ fn take_step(rooms: &mut Rooms<Fake>, model: &mut Model, step: &Step) {
         }
         Step::Leave(socket, room) => {
             let id = id(*socket);
-            let Some(slot) = rooms.slot(hash(&id), &SocketId::new(&id)) else {
+            let Some(slot) = rooms.find_member(hash(&id), &id) else {
                 return assert!(!model.contains_key(&id));
             };
             let was_in = model.get_mut(&id).unwrap().remove(room);
@@ -114,12 +114,13 @@ fn take_step(rooms: &mut Rooms<Fake>, model: &mut Model, step: &Step) {
 fn toggle(rooms: &mut Rooms<Fake>, model: &mut Model, socket: usize) {
     let id = id(socket);
     let Some(joined) = model.remove(&id) else {
-        let slot = rooms.insert(Fake::numbered(socket, 0), hash(&id));
-        assert_eq!(rooms.slot(hash(&id), &SocketId::new(&id)), Some(slot));
+        let member = Fake::numbered(socket, 0);
+        let slot = rooms.insert(member.clone(), hash(&id));
+        assert_eq!(rooms.slot(hash(&id), &member), Some(slot));
         model.insert(id, BTreeSet::new());
         return;
     };
-    let slot = rooms.slot(hash(&id), &SocketId::new(&id)).unwrap();
+    let slot = rooms.find_member(hash(&id), &id).unwrap();
     let mut emptied = BTreeSet::new();
     rooms.remove(slot, |known, name| {
         assert_eq!(known, hash(name));
@@ -143,7 +144,7 @@ fn check_equal(rooms: &Rooms<Fake>, model: &Model) {
     assert_eq!(rooms.len(), model.len());
     for socket in 0..SOCKETS {
         let id = id(socket);
-        let slot = rooms.slot(hash(&id), &SocketId::new(&id));
+        let slot = rooms.find_member(hash(&id), &id);
         assert_eq!(rooms.member(hash(&id), &id).is_some(), slot.is_some());
         assert_eq!(slot.is_some(), model.contains_key(&id));
         let Some(slot) = slot else { continue };

@@ -602,18 +602,19 @@ impl LiveNamespace {
             None => since?,
         };
         let from = record.places(received);
-        self.end_former(&record.sid, last_owner).await;
+        self.notify_former(&record.sid, last_owner);
         if *record.owner != *last_owner {
             // The last owner has not written the session, and may not have ended the one before it.
-            self.end_former(&record.sid, &record.owner).await;
+            self.notify_former(&record.sid, &record.owner);
         }
+        self.end_former(&record.sid).await;
         let earlier = journal.read_after(self, from.start).await?;
         Some((from, earlier))
     }
 
-    /// Ends the socket that had the session, on any node, if that node has not noticed the
-    /// disconnect.
-    async fn end_former(&self, sid: &str, owner: &str) {
+    /// Makes the other nodes end the socket that was this owner of the session, because they may
+    /// not have noticed the disconnect.
+    fn notify_former(&self, sid: &str, owner: &str) {
         let args = (sid, owner);
         if let Ok(args) = Args::encode(&args) {
             let returned = Message::ServerSideEmit {
@@ -624,23 +625,47 @@ impl LiveNamespace {
             drop(self.publish(&Target::default(), || returned));
         }
         self.has_returned(owner);
-        if let Some(former) = self.former(sid, owner) {
-            former.session_taken();
-            if let Some(recoverable) = former.recoverable() {
-                let _ = timeout(FAREWELL, recoverable.gone.notified()).await;
+    }
+
+    /// Ends all sockets of this node that had the session. A client may have resumed it here after
+    /// a client of another node had taken it; its socket is then no owner that the store knows.
+    async fn end_former(&self, sid: &str) {
+        let former = self.of_session(sid);
+        for socket in &former {
+            if let Some(recoverable) = socket.recoverable() {
+                self.has_returned(&recoverable.owner);
+            }
+            if socket.is_connected() {
+                socket.session_taken();
             }
         }
+        let left = async {
+            for recoverable in former.iter().filter_map(Socket::recoverable) {
+                recoverable.gone.notified().await;
+            }
+        };
+        let _ = timeout(FAREWELL, left).await;
+    }
+
+    /// The sockets of this node that have this id, also one that is just leaving.
+    fn of_session(&self, sid: &str) -> Vec<Socket> {
+        let mut target = Target::default();
+        target.add_rooms(sid);
+        // Other sockets may have joined a room of this name.
+        let members = self.adapter.select(&target).into_iter().map(Socket::from);
+        members
+            .filter(|socket| socket.id().as_str() == sid)
+            .collect()
     }
 
     /// The socket of this node that has this id and is this owner of its session.
     fn former(&self, sid: &str, owner: &str) -> Option<Socket> {
-        let mut target = Target::default();
-        target.add_rooms(sid);
         let is_former = |socket: &Socket| {
             let recoverable = socket.recoverable();
-            recoverable.is_some_and(|recoverable| *recoverable.owner == *owner)
+            socket.is_connected()
+                && recoverable.is_some_and(|recoverable| *recoverable.owner == *owner)
         };
-        self.local_sockets(&target).into_iter().find(is_former)
+        self.of_session(sid).into_iter().find(is_former)
     }
 
     /// Whether an event between servers reports that a client has come back to another node.
@@ -695,6 +720,10 @@ impl LiveNamespace {
             earlier,
             turn: _turn,
         } = restored;
+        if !self.of_session(&record.sid).is_empty() {
+            // The former socket did not end in time, and an id has one socket.
+            return None;
+        }
         let mut rooms: HashSet<&str> = record.rooms.iter().map(|room| &**room).collect();
         rooms.insert(&record.sid);
         let state = self.journal.as_ref()?.lock();

@@ -587,7 +587,7 @@ impl Socket {
 
     /// Compares by identity: a client that reconnects gets another socket.
     pub(super) fn same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0.0, &other.0.0)
+        self.0.is_same(&other.0)
     }
 }
 
@@ -685,6 +685,10 @@ impl Member for LocalSocket {
 
     fn id(&self) -> &SocketId {
         &self.id
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Sockets of one lane are in one shard, so that a broadcast wakes each lane once.

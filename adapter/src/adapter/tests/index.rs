@@ -448,3 +448,18 @@ fn wait_until_locked(shard: &Shard<Fake>) {
         thread::yield_now();
     }
 }
+
+#[test]
+fn a_socket_that_has_left_does_not_take_another_one_with_its_id_out_of_the_rooms() {
+    let adapter = Adapter::new(1, LIMITS, None);
+    let (former, socket) = (Fake::numbered(1, 0), Fake::numbered(1, 0));
+    adapter.insert(socket.clone());
+    adapter.join(&socket, &"r").unwrap();
+    assert!(!adapter.remove(&former));
+    adapter.leave(&former, &"r");
+    assert_eq!(adapter.join(&former, &"x"), Err(JoinError::Disconnected));
+    assert!(adapter.rooms_of(&former).is_empty());
+    let rooms = adapter.rooms_of(&socket);
+    assert_eq!(rooms, [socket.id().as_str(), "r"].map(Arc::from));
+    assert!(adapter.remove(&socket));
+}
