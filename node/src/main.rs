@@ -27,9 +27,11 @@ fn main() -> ExitCode {
             return gateway::doctor(&options).unwrap_or_else(|error| status(Err(error)));
         }
         Ok(Job::Drain(options)) => return status(gateway::drain(&options)),
+        Ok(Job::Config(ConfigJob::Check(config))) => return check(&config),
         Ok(job) => return status(print(job)),
         Err(usage) => usage.exit(),
     };
+    let file = config.source.config.0.clone();
     // Only for jobs that serve: the others print to a terminal.
     let log = gateway::Log::start(&config.operation);
     // Before the first connection, since the limit decides how many clients fit.
@@ -38,8 +40,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Independent of the level of the log, which may be off.
-            log.write_line(&format!("error: {error}"));
-            ExitCode::FAILURE
+            log.write_line(&format!("error: {}", error.text(file.as_deref())));
+            ExitCode::from(error.status())
         }
     }
 }
@@ -57,10 +59,6 @@ fn print(job: Job) -> io::Result<()> {
     let mut out = io::stdout();
     match job {
         Job::Config(ConfigJob::Default) => out.write_all(gateway::default_file().as_bytes()),
-        Job::Config(ConfigJob::Check(config)) => {
-            gateway::check_certificates(&config).map_err(io::Error::other)?;
-            out.write_all(b"the settings are valid\n")
-        }
         Job::Config(ConfigJob::Show(config)) => out.write_all(gateway::show(&config).as_bytes()),
         Job::Completions { shell } => {
             let mut text = Vec::new();
@@ -74,7 +72,20 @@ fn print(job: Job) -> io::Result<()> {
         | Job::Emit(_)
         | Job::Doctor(_)
         | Job::Drain(_)
+        | Job::Config(ConfigJob::Check(_))
         | Job::Token(_) => Ok(()),
+    }
+}
+
+/// Reports whether `serve` would accept the settings, with its exit status if not.
+fn check(config: &Config) -> ExitCode {
+    match gateway::check(config) {
+        Ok(()) => status(io::stdout().write_all(b"the settings are valid\n")),
+        Err(error) => {
+            let text = error.text(config.source.config.0.as_deref());
+            let _ = writeln!(io::stderr(), "error: {text}");
+            ExitCode::from(error.status())
+        }
     }
 }
 

@@ -210,6 +210,17 @@ fn options_that_do_not_fit_together_are_wrong_options() {
         said.contains("--max-inbox") && said.contains("--max-payload"),
         "{said}"
     );
+    for other in ["127.0.0.1:1", "0.0.0.0:1"] {
+        let line = [
+            "--listen=127.0.0.1:1",
+            &format!("--internal-listen={other}"),
+        ];
+        for command in [&["config", "check"][..], &["serve"]] {
+            let (status, said) = Program::start(roomcast().args(command).args(line)).end();
+            assert_eq!(status, Some(2), "{command:?} binds one port twice: {said}");
+            assert!(said.contains("each needs a separate port"), "{said}");
+        }
+    }
     let line = ["serve", "--namespace=/chat,/news,/chat"];
     let (status, said) = Program::start(roomcast().args(line)).end();
     assert_eq!(status, Some(2), "{said}");
@@ -429,6 +440,86 @@ fn config_check_starts_nothing_and_finds_what_serve_would_refuse() {
         let (found, said) = Program::start(roomcast().args(line)).end();
         assert_eq!(found, Some(status), "{said}");
     }
+}
+
+#[test]
+fn config_check_and_serve_refuse_the_same_sections_with_status_2() {
+    let hook = |keys: &str| format!("[hooks.a]\nurl = \"http://127.0.0.1:1/\"\n{keys}\n");
+    let open = |rest: &str| format!("access = \"open\"\n{rest}");
+    let journal = |age: &str, recovery: &str| {
+        open(&format!(
+            "[namespaces.\"/a\".journal]\nage = \"{age}\"\n[namespaces.\"/a\".recovery]\n{recovery}\n"
+        ))
+    };
+    let batch = open(&hook("batch = { size = 5000 }"));
+    let cases = [
+        (batch, ":4: hooks.a: `batch.size` is not from 1"),
+        (open(&hook("concurrency = 0")), ":4: hooks.a: `concurrency`"),
+        (open(&hook("on = []")), ":4: hooks.a: `on`"),
+        (open(&hook("secret_file = \"/nowhere\"")), ":4: hooks.a: "),
+        (open(&hook("secret_env = \"NOWHERE\"")), ":4: hooks.a: "),
+        (
+            open(&hook("secret_file = \"a\"\nsecret_env = \"A\"")),
+            ":4: hooks.a: ",
+        ),
+        (
+            open(
+                "[namespaces.\"/pakyow\"]\n[doors.pakyow]\napplication = \"http://127.0.0.1:1\"\n\
+                 [doors.pakyow.hook]\nurl = \"http://127.0.0.1:1\"\nsecret_env = \"NOWHERE\"\n",
+            ),
+            ":7: doors.pakyow.hook: ",
+        ),
+        ("access = \"hook\"\n".to_owned(), "no section [hooks.NAME]"),
+        (
+            format!(
+                "access = \"hook\"\n{}{}",
+                hook(""),
+                hook("").replace("s.a", "s.b")
+            ),
+            "hooks.a and hooks.b both decide",
+        ),
+        ("access = \"jwt\"\n".to_owned(), "has neither [[jwt.keys]]"),
+        (
+            "access = \"jwt\"\n[[jwt.keys]]\nalgorithm = \"HS256\"\nsecret_file = \"/nowhere\"\n"
+                .to_owned(),
+            "/nowhere cannot be read",
+        ),
+        (
+            journal("1s", "max_disconnection = \"10m\""),
+            ":3: namespaces.\"/a\": `journal.age` is below `recovery.max_disconnection`",
+        ),
+        (
+            journal("140s", "max_disconnection = \"2m\"\nat_least_once = true"),
+            ":3: namespaces.\"/a\": `journal.age` is below 1.5 times",
+        ),
+    ];
+    for (text, problem) in cases {
+        let file = Temporary::new(&text);
+        for command in [&["config", "check"][..], &["serve"]] {
+            let mut program = roomcast();
+            program.args(command).args(["--config", file.path()]);
+            let (status, said) = Program::start(program.args(ANY_PORT)).end();
+            assert_eq!(status, Some(2), "{command:?} takes {text}: {said}");
+            let has_place = said.contains(&format!("error: {}:", file.path()));
+            assert!(has_place && said.contains(problem), "{problem}: {said}");
+        }
+    }
+}
+
+#[test]
+fn config_check_asks_neither_redis_nor_an_issuer_of_keys() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let file = Temporary::new(&format!(
+        "access = \"jwt\"\nredis = \"redis://127.0.0.1:{port}\"\n\
+         [jwt.jwks]\nurl = \"http://127.0.0.1:{port}/\"\nalgorithms = [\"RS256\"]\n"
+    ));
+    let line = ["config", "check", "--config", file.path()];
+    let (status, said) = Program::start(roomcast().args(line)).end();
+    assert_eq!(status, Some(0), "{said}");
+    let connected = listener.accept().map(|(_, address)| address);
+    assert!(connected.is_err(), "the check has connected: {connected:?}");
 }
 
 #[test]

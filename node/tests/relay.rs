@@ -234,7 +234,7 @@ fn nodes_relay_over_tls_to_nodes_with_a_certificate_that_they_can_verify() {
     command.env_clear().env("ROOMCAST_CLUSTER_KEY", KEY);
     command.args(["config", "check", "--redis=redis://127.0.0.1"]);
     let (status, error) = Program::start(command.arg(file("relay-tls-ca", "node.key"))).end();
-    assert_eq!(status, Some(1), "{error}");
+    assert_eq!(status, Some(2), "{error}");
     assert!(error.contains("set with --relay-tls-ca"), "{error}");
 
     let foreign = other_authority.path("ca.pem");

@@ -466,7 +466,7 @@ fn a_certificate_that_cannot_be_used_is_named_before_anything_starts() {
         command.arg(options[0]).arg(authority.path("site.pem"));
         command.arg(options[1]).arg(authority.path("other.key"));
         let output = command.output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(
             text.contains("the key does not fit the certificate"),

@@ -78,6 +78,8 @@ pub(crate) struct Defined<'a> {
     pub(crate) pakyow: Option<&'a Arc<Pakyow>>,
     /// Where other nodes reach this one, if requests are relayed.
     pub(crate) address: Option<&'a str>,
+    /// Whether the keys of tokens are fetched from their issuer.
+    pub(crate) asks_issuer: bool,
 }
 
 /// Builds the server that the configuration describes.
@@ -88,6 +90,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
         demo,
         pakyow,
         address,
+        asks_issuer,
     } = parts;
     let Protocol { transports, .. } = &config.protocol;
     let mut limits = Limits::from(&config.limits);
@@ -149,7 +152,7 @@ pub(crate) async fn server(config: &Config, parts: &Defined<'_>) -> Result<Built
             false => Err(Refused::new("the origin is not allowed; see --cors-origin")),
         })
     });
-    let auth = auth(config).await?;
+    let auth = auth(config, asks_issuer).await?;
     let mut policies = Policies::default();
     let followed = hooks.followed().clone();
     let presence = Presence::new(&config.settings.presence);
@@ -201,14 +204,14 @@ fn trusted_proxies(config: &Config) -> Result<TrustedProxies, InvalidNetwork> {
 }
 
 /// Reads the keys if any namespace requires tokens.
-async fn auth(config: &Config) -> Result<Option<Arc<Auth>>, KeyError> {
+async fn auth(config: &Config, asks_issuer: bool) -> Result<Option<Arc<Auth>>, KeyError> {
     let asks = config.access().into_iter();
     let asks = asks.filter(|(_, access)| access.asks_for_token());
     let namespaces: Vec<_> = asks.map(|(name, _)| name).collect();
     if namespaces.is_empty() {
         return Ok(None);
     }
-    let auth = Auth::new(config.settings.jwt.clone(), namespaces).await?;
+    let auth = Auth::new(config.settings.jwt.clone(), namespaces, asks_issuer).await?;
     Ok(Some(auth))
 }
 

@@ -69,8 +69,8 @@ pub(crate) enum Job {
     /// Listens on two ports: one for clients, one for operators (/livez, /readyz,
     /// /metrics). Stops gracefully on SIGTERM and Ctrl-C: clients are moved to other
     /// nodes at an even rate. A second signal closes the remaining connections at once, and a
-    /// further one ends the program. Exit status: 0 after a graceful stop, 2 for a wrong option, 1
-    /// otherwise.
+    /// further one ends the program. Exit status: 0 after a graceful stop, 2 for a wrong option or
+    /// setting, 1 otherwise.
     Serve(Box<Config>),
     /// Serve a chat page for trying it out, open to everybody
     ///
@@ -537,6 +537,36 @@ impl Config {
         networks.filter_map(|network| network.0.clone()).collect()
     }
 
+    /// Checks that each listener has its own address.
+    fn has_own_addresses(&self) -> Result<(), String> {
+        let relays = !self.relay.cluster_key.0.is_empty();
+        let listeners = [
+            ("--listen", Some(self.listen.listen)),
+            ("--internal-listen", Some(self.listen.internal_listen)),
+            ("--relay-listen", relays.then_some(self.relay.relay_listen)),
+            ("listen in the section [api]", self.settings.api.listen),
+        ];
+        let mut earlier: Vec<(&str, SocketAddr)> = Vec::new();
+        for (name, address) in listeners {
+            let Some(address) = address.filter(|address| address.port() != 0) else {
+                continue;
+            };
+            let (ip, port) = (address.ip(), address.port());
+            let is_taken = |other: &&(&str, SocketAddr)| {
+                let one = other.1.ip();
+                let includes = one.is_unspecified() || ip.is_unspecified();
+                other.1.port() == port && (one == ip || includes && one.is_ipv4() == ip.is_ipv4())
+            };
+            if let Some((other, taken)) = earlier.iter().find(is_taken) {
+                return Err(format!(
+                    "{name} is {address}, and {other} is {taken}: each needs a separate port"
+                ));
+            }
+            earlier.push((name, address));
+        }
+        Ok(())
+    }
+
     /// Checks options that are valid one by one but not together.
     fn fits(&self) -> Result<(), String> {
         let (inbox, payload) = (self.limits.max_inbox, self.protocol.max_payload);
@@ -547,6 +577,7 @@ impl Config {
             ));
         }
         self.tls.fits()?;
+        self.has_own_addresses()?;
         if self.listen.proxy_protocol.0 && self.trusted_proxies().is_empty() {
             return Err(
                 "--proxy-protocol needs --trusted-proxies, the addresses of the balancers that \

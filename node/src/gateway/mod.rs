@@ -56,7 +56,6 @@ pub(crate) use emit::emit;
 pub(crate) use file_limit::raise as raise_file_limit;
 pub(crate) use logging::Log;
 pub(crate) use options::print_table;
-pub(crate) use run::{RunError, run, runtime};
+pub(crate) use run::{RunError, check, run, runtime};
 pub(crate) use settings::{default_file, show};
-pub(crate) use tls::check as check_certificates;
 pub(crate) use token::print_token;

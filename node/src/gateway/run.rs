@@ -29,6 +29,7 @@
 use std::{
     io::{self, IsTerminal as _},
     net::{SocketAddr, TcpListener},
+    path::Path,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -63,7 +64,8 @@ use super::{
     notify::Notify,
     relay::Relay,
     reload::{Reload, Reloadable},
-    tls::Ports,
+    settings::placed,
+    tls::{self, Ports},
     values::Workers,
     vitals::Vitals,
 };
@@ -96,6 +98,9 @@ pub(crate) enum RunError {
     Build(BuildError),
     #[error("{0}")]
     Settings(String),
+    /// A mistake in a section, which only the file can have.
+    #[error("{0}")]
+    Section(String),
     #[error("{0}")]
     Metrics(#[from] prometheus::Error),
     #[error("{0} (Redis is set by --redis or ROOMCAST_REDIS)")]
@@ -119,11 +124,85 @@ impl From<Unbuilt> for RunError {
     fn from(error: Unbuilt) -> Self {
         match error {
             Unbuilt::Build(error @ BuildError::Bus(_)) => Self::Cluster(error),
+            Unbuilt::Build(BuildError::Journal { namespace, problem }) => Self::Section(format!(
+                "namespaces.{namespace:?}: `journal.age` is {problem}"
+            )),
             Unbuilt::Build(error) => Self::Build(error),
             Unbuilt::Keys(error) => Self::Keys(error),
             Unbuilt::Proxies(error) => Self::Proxies(error),
         }
     }
+}
+
+impl RunError {
+    /// The exit status: 2 for wrong settings, which a restart does not correct.
+    pub(crate) fn status(&self) -> u8 {
+        match self {
+            Self::Build(_)
+            | Self::Settings(_)
+            | Self::Section(_)
+            | Self::Proxies(_)
+            | Self::Keys(_) => 2,
+            _ => 1,
+        }
+    }
+
+    /// The text, with file and line if the mistake is in a section of the file.
+    pub(crate) fn text(&self, file: Option<&Path>) -> String {
+        match (self, file) {
+            (Self::Section(_) | Self::Keys(_), Some(file)) => placed(file, &self.to_string()),
+            _ => self.to_string(),
+        }
+    }
+}
+
+/// The parts that have their own sections in the file. Nothing is started and nobody is asked.
+struct Sections {
+    hooks: Hooks,
+    syncano: Option<Arc<Syncano>>,
+    pakyow: Option<Arc<Pakyow>>,
+}
+
+impl Sections {
+    fn new(config: &Config) -> Result<Self, RunError> {
+        let limits = (&config.limits).into();
+        let redis = cluster::redis(&config.redis, &config.cluster);
+        let (hooks, access) = (&config.settings.hooks, config.access());
+        let hooks = Hooks::new(hooks, limits, &access, redis.clone()).map_err(RunError::Section)?;
+        let doors = &config.settings.doors;
+        let syncano = Syncano::new(&doors.syncano, redis.as_ref(), &hooks);
+        let pakyow = doors.pakyow.as_ref();
+        let pakyow = pakyow.map(|settings| Pakyow::new(settings, limits, &hooks, redis));
+        Ok(Self {
+            syncano: syncano.map_err(RunError::Section)?,
+            pakyow: pakyow.transpose().map_err(RunError::Section)?,
+            hooks,
+        })
+    }
+}
+
+/// Builds all that [`run`] would build, without binding a port and without a connection, so that
+/// a check of the settings finds the same mistakes.
+pub(crate) fn check(config: &Config) -> Result<(), RunError> {
+    tls::check(config).map_err(RunError::Settings)?;
+    let mut config = config.clone();
+    config.redis.redis.0 = None;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        let Sections { hooks, pakyow, .. } = Sections::new(&config)?;
+        let parts = Defined {
+            hooks: &hooks,
+            view: &View::new(None),
+            demo: None,
+            pakyow: pakyow.as_ref(),
+            address: None,
+            asks_issuer: false,
+        };
+        build::server(&config, &parts).await?;
+        Ok(())
+    });
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Builds the runtime that serves the connections.
@@ -148,30 +227,24 @@ pub(crate) async fn run(config: Config, is_demo: bool, log: &Log) -> Result<(), 
     let admin = Admin::start(internal, Arc::clone(&health), tls.internal.as_ref())?;
     let limits = (&config.limits).into();
     let redis = cluster::redis(&config.redis, &config.cluster);
-    let hooks = Hooks::new(
-        &config.settings.hooks,
-        limits,
-        &config.access(),
-        redis.clone(),
-    );
-    let hooks = hooks.map_err(RunError::Settings)?;
-    let syncano = Syncano::new(&config.settings.doors.syncano, redis.as_ref(), &hooks);
-    let syncano = syncano.map_err(RunError::Settings)?;
+    let Sections {
+        hooks,
+        syncano,
+        pakyow,
+    } = Sections::new(&config)?;
     let relay = relay(&config, tls.internal.as_ref())?;
     let view = View::new(dialect(&config));
     let settings = &config.settings.api;
     let own = settings.listen.map(|address| bind(address, API_LISTEN));
     let own = own.transpose()?;
     let demo = is_demo.then(|| Arc::new(Demo::default()));
-    let pakyow = config.settings.doors.pakyow.as_ref();
-    let pakyow = pakyow.map(|settings| Pakyow::new(settings, limits, &hooks, redis.clone()));
-    let pakyow = pakyow.transpose().map_err(RunError::Settings)?;
     let parts = Defined {
         hooks: &hooks,
         view: &view,
         demo: demo.as_ref(),
         pakyow: pakyow.as_ref(),
         address: relay.as_ref().map(Relay::address),
+        asks_issuer: true,
     };
     // Building may wait for Redis for ever, so a signal must be able to end it. No
     // client is connected yet, so there is nothing to drain.

@@ -411,8 +411,8 @@ impl Definitions {
             if let (Some(journal), Some(recovery)) = (&handlers.journal, &handlers.recovery)
                 && journal.age < recovery.max_disconnection
             {
-                return Err(BuildError::Setting {
-                    setting: "journal.age",
+                return Err(BuildError::Journal {
+                    namespace: name,
                     problem: "below `recovery.max_disconnection`: clients could not come back so late",
                 });
             }
@@ -420,8 +420,8 @@ impl Definitions {
                 && recovery.at_least_once
                 && journal.age < recovery.max_disconnection * 3 / 2
             {
-                return Err(BuildError::Setting {
-                    setting: "journal.age",
+                return Err(BuildError::Journal {
+                    namespace: name,
                     problem: "below 1.5 times `recovery.max_disconnection`, which `recovery.at_least_once` needs",
                 });
             }

@@ -193,6 +193,14 @@ pub enum BuildError {
         /// The problem, such as "zero".
         problem: &'static str,
     },
+    /// The journal of a namespace does not keep broadcasts as long as its recovery needs them.
+    #[error("`journal.age` of the namespace `{namespace}` is {problem}")]
+    Journal {
+        /// The name of the namespace.
+        namespace: Box<str>,
+        /// The problem, such as "below `recovery.max_disconnection`".
+        problem: &'static str,
+    },
     /// The bus to the other nodes cannot be started.
     #[error("other nodes cannot be reached: {0}")]
     Bus(#[source] Box<dyn Error + Send + Sync>),

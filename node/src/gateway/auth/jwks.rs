@@ -112,13 +112,25 @@ impl Jwks {
         settings: JwksSettings,
         loads: IntCounterVec,
     ) -> Result<Self, KeyError> {
-        let jwks = Self::new(settings, loads)?;
-        match (jwks.load().await, &jwks.0.place) {
-            // A wrong file is a mistake of the settings. An issuer may start later than
-            // this server.
-            (Err(error), Place::File(_)) => Err(error),
-            _ => Ok(jwks),
+        let jwks = Self::without_issuer(settings, loads).await?;
+        if let Place::Url(..) = jwks.0.place {
+            // An issuer may start later than this server. Its set is read again.
+            let _ = jwks.load().await;
         }
+        Ok(jwks)
+    }
+
+    /// Reads the set if it is a file, in which a mistake is one of the settings. A URL is only
+    /// parsed.
+    pub(super) async fn without_issuer(
+        settings: JwksSettings,
+        loads: IntCounterVec,
+    ) -> Result<Self, KeyError> {
+        let jwks = Self::new(settings, loads)?;
+        if let Place::File(_) = jwks.0.place {
+            jwks.load().await?;
+        }
+        Ok(jwks)
     }
 
     /// Starts to read the set at intervals, until a reload replaces it.

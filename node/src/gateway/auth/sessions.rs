@@ -193,10 +193,13 @@ impl Auth {
     pub(crate) async fn new(
         settings: Settings,
         namespaces: Vec<String>,
+        asks_issuer: bool,
     ) -> Result<Arc<Self>, KeyError> {
         let metrics = Metrics::new();
-        let jwks = match &settings.jwks {
-            Some(jwks) => Some(Jwks::start(jwks.clone(), metrics.loads.clone()).await?),
+        let loads = metrics.loads.clone();
+        let jwks = match settings.jwks.clone() {
+            Some(jwks) if asks_issuer => Some(Jwks::start(jwks, loads).await?),
+            Some(jwks) => Some(Jwks::without_issuer(jwks, loads).await?),
             None => None,
         };
         Ok(Arc::new(Self {
@@ -497,7 +500,9 @@ mod tests {
             keys: vec![key],
             ..Settings::default()
         };
-        Auth::new(settings, vec!["/".to_owned()]).await.unwrap()
+        Auth::new(settings, vec!["/".to_owned()], true)
+            .await
+            .unwrap()
     }
 
     /// A node with its own memory of revocations.
@@ -553,7 +558,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_key_there_is_nothing_to_verify_with() {
-        let built = Auth::new(Settings::default(), vec!["/".to_owned()]).await;
+        let built = Auth::new(Settings::default(), vec!["/".to_owned()], true).await;
         assert!(matches!(built, Err(KeyError::None)));
     }
 }

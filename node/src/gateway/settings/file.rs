@@ -261,6 +261,43 @@ fn section_problem(text: &str, table: &DeTable<'_>, error: &toml::de::Error) -> 
     }
 }
 
+/// Adds file and line to a problem of a section that is found after the file was read. The problem
+/// begins with the path of a table, and may name a key of it between backticks. The line is left
+/// out if the file has neither.
+pub(crate) fn placed(path: &Path, problem: &str) -> String {
+    let file = path.display();
+    let line = fs::read_to_string(path)
+        .ok()
+        .and_then(|text| line_of_problem(&text, problem));
+    match line {
+        Some(line) => format!("{file}:{line}: {problem}"),
+        None => format!("{file}: {problem}"),
+    }
+}
+
+fn line_of_problem(text: &str, problem: &str) -> Option<usize> {
+    let document = DeTable::parse(text).ok()?;
+    let (table, rest) = problem.split_once(": ")?;
+    let key = rest.split('`').nth(1).map(|key| format!("{table}.{key}"));
+    let paths = key.into_iter().chain([table.to_owned()]);
+    let mut offsets = paths.filter_map(|path| {
+        let path = format!("{path} = 0");
+        offset_of(document.get_ref(), DeTable::parse(&path).ok()?.get_ref())
+    });
+    offsets.next().map(|offset| line_of(text, offset..offset))
+}
+
+/// Where a table has the innermost key of a path, which is a table of single keys.
+fn offset_of(table: &DeTable<'_>, path: &DeTable<'_>) -> Option<usize> {
+    let (name, inner) = path.iter().next()?;
+    let mut keys = table.iter();
+    let (key, value) = keys.find(|(key, _)| key.get_ref() == name.get_ref())?;
+    match inner.get_ref() {
+        DeValue::Table(inner) => offset_of(value.get_ref().as_table()?, inner),
+        _ => Some(key.span().start),
+    }
+}
+
 /// An unknown key, with the nearest of those that are known.
 fn unknown(key: &str, known: impl Iterator<Item = String>) -> String {
     match nearest(key, known) {
