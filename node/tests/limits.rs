@@ -77,7 +77,10 @@ tests! {
         a_client_that_never_polls_is_closed,
         a_client_that_takes_nothing_for_too_long_is_closed;
     "outbox_total": the_clients_for_which_most_waits_are_closed_when_too_much_waits;
-    "inbox": a_client_that_posts_faster_than_it_is_served_is_closed;
+    "inbox":
+        a_client_that_posts_faster_than_it_is_served_is_closed,
+        handlers_run_only_while_the_bytes_of_their_events_fit,
+        an_event_that_is_observed_keeps_its_bytes_while_the_observer_runs;
     "handshake_timeout": a_proxy_header_that_does_not_come_in_time_closes_the_connection;
     "handshakes": one_unfinished_proxy_header_too_many_closes_its_connection;
     "header_timeout":
@@ -678,6 +681,68 @@ mod reach {
             answers.push(socket.text().await);
         }
         assert_answered(answers, EVENTS);
+    }
+
+    /// A namespace whose events `wait` until the gate is open, with the number of those that run.
+    fn held_up_by(
+        hold: impl FnOnce(Namespace, Gate, Arc<AtomicUsize>) -> Namespace,
+    ) -> (Namespace, Gate, Arc<AtomicUsize>) {
+        let (gate, running) = (Gate::new(), Arc::new(AtomicUsize::new(0)));
+        let namespace = hold(main_namespace(), gate.clone(), Arc::clone(&running));
+        (namespace, gate, running)
+    }
+
+    /// Sends events of 4,000 bytes to a server that lets 10,000 bytes run.
+    async fn only_two_of_them_run(
+        limit: &str,
+        (namespace, gate, running): (Namespace, Gate, Arc<AtomicUsize>),
+    ) {
+        let server = serve_namespace(namespace, |io, limits| {
+            limits.inbox_bytes = 10_000;
+            io.max_payload(10_000)
+        })
+        .await;
+        let mut socket = WebSocket::connect(server.address).await;
+        let text = "x".repeat(4_000);
+        let before = server.metric("roomcast_events_received_total");
+        for n in 0..EVENTS {
+            socket.send(&format!(r#"42["wait",{n},"{text}"]"#)).await;
+        }
+        eventually("reading pauses", || server.reached("events_in_flight") > 0).await;
+        let received = server.metric("roomcast_events_received_total") - before;
+        assert_eq!(running.load(Ordering::SeqCst), 2);
+        // As many bytes wait.
+        assert_eq!(received, 5);
+        assert_eq!(server.reached(limit), 3);
+        gate.open();
+        eventually("all events are handled", || {
+            running.load(Ordering::SeqCst) == EVENTS
+        })
+        .await;
+    }
+
+    pub(super) async fn handlers_run_only_while_the_bytes_of_their_events_fit(limit: &str) {
+        let held = held_up_by(|namespace, gate, running| {
+            namespace.on("wait", move |_: Socket, _: (usize, String)| {
+                running.fetch_add(1, Ordering::SeqCst);
+                let gate = gate.clone();
+                async move { gate.pass().await }
+            })
+        });
+        only_two_of_them_run(limit, held).await;
+    }
+
+    pub(super) async fn an_event_that_is_observed_keeps_its_bytes_while_the_observer_runs(
+        limit: &str,
+    ) {
+        let held = held_up_by(|namespace, gate, running| {
+            namespace.on_any(move |_: Socket| {
+                running.fetch_add(1, Ordering::SeqCst);
+                let gate = gate.clone();
+                async move { gate.pass().await }
+            })
+        });
+        only_two_of_them_run(limit, held).await;
     }
 
     /// 256 MiB are broadcast. If they were kept for the client that does not read, the process would

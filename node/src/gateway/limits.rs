@@ -81,8 +81,8 @@ pub(crate) struct LimitOptions {
     #[arg(default_value_t = ByteSize(Limits::default().outbox_total_bytes))]
     pub(crate) max_outbox_total: ByteSize,
 
-    /// Bytes from one polling client that may wait to be handled; a client with more is
-    /// disconnected
+    /// Bytes of one client, of each kind: posts that wait (a client with more is disconnected),
+    /// events whose handlers run, and events that wait
     #[arg(long, value_name = "SIZE")]
     #[arg(default_value_t = ByteSize(Limits::default().inbox_bytes))]
     pub(crate) max_inbox: ByteSize,

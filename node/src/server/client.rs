@@ -160,16 +160,17 @@ impl Client {
                     return Ok(());
                 }
                 let engine = &self.server.engine;
-                let limit = engine.config.limits.events_in_flight;
+                let limits = &engine.config.limits;
                 // An event over the limit is held and not refused, because the client
                 // is within its rights: the handlers are slow. Held bytes pause
                 // reading, see `is_ready`.
-                match self.in_flight.as_mut().filter(|i| i.is_full(limit)) {
-                    None => self.event(turn, socket, packet),
-                    Some(in_flight) => {
-                        engine.metrics.limit_reached(Limit::EventsInFlight);
-                        in_flight.hold(socket, packet);
-                    }
+                if let Some(in_flight) = &mut self.in_flight
+                    && let Some(limit) = in_flight.has_to_wait(packet, limits)
+                {
+                    engine.metrics.limit_reached(limit);
+                    in_flight.hold(socket, packet);
+                } else {
+                    self.event(turn, socket, packet);
                 }
             }
             PacketKind::Ack => {
@@ -656,11 +657,11 @@ impl Client {
     /// Polls the tasks that can make progress, and lets held events take the places of those that
     /// are done.
     fn advance(&mut self, turn: &mut Turn<'_, '_>) {
-        let limit = self.server.engine.config.limits.events_in_flight;
         while let Some(in_flight) = &mut self.in_flight {
+            let limits = &self.server.engine.config.limits;
             // Held events come before the tasks at work, so each takes a place as soon
             // as one is free.
-            if let Some(Held { socket, packet }) = in_flight.release(limit) {
+            if let Some(Held { socket, packet }) = in_flight.release(limits) {
                 self.event(turn, socket, &packet);
                 continue;
             }

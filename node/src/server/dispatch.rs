@@ -28,7 +28,7 @@ use super::{
     client::Client,
     error::Failed,
     handler::{Answer, Call, OnHook},
-    in_flight::{Done, Task},
+    in_flight::{Done, Task, event_bytes},
     namespace::{Handlers, Listener},
     observe::Observation,
     socket::Socket,
@@ -44,6 +44,7 @@ impl Client {
             return;
         };
         let id = packet.id;
+        let bytes = event_bytes(packet);
         // The arguments are read for observers only. Otherwise they stay bytes of the
         // packet until a handler wants them.
         if socket.live().observers.is_any_of_events()
@@ -64,6 +65,7 @@ impl Client {
                 socket,
                 name,
                 id,
+                bytes,
                 future,
             };
             self.start(turn, task);
@@ -80,7 +82,7 @@ impl Client {
             // nevertheless. One that the catch-all handler has disconnected, by a panic, is not.
             let was_connected = socket.is_connected();
             let call = Call::of_event(&socket, name, &payload, id);
-            self.run(turn, &socket, "any event", any, call);
+            self.run_hook(turn, &socket, ("any event", bytes), any, call);
             if was_connected && !socket.is_connected() {
                 return;
             }
@@ -104,6 +106,7 @@ impl Client {
                     socket,
                     name,
                     id,
+                    bytes,
                     future,
                 });
             }
@@ -120,6 +123,18 @@ impl Client {
         socket: &Socket,
         name: &'static str,
         hook: &OnHook,
+        call: Call<'_>,
+    ) {
+        self.run_hook(turn, socket, (name, 0), hook, call);
+    }
+
+    /// The same for an event of this size.
+    fn run_hook(
+        &mut self,
+        turn: &mut Turn<'_, '_>,
+        socket: &Socket,
+        (name, bytes): (&'static str, usize),
+        hook: &OnHook,
         mut call: Call<'_>,
     ) {
         let socket = socket.clone();
@@ -128,6 +143,7 @@ impl Client {
                 let task = Task::Hook {
                     socket,
                     name,
+                    bytes,
                     future,
                 };
                 self.start(turn, task);

@@ -5,8 +5,9 @@
 //! its client, so a handler needs no task of the runtime, and its result is written in a
 //! turn like any other reply.
 //!
-//! While the number of running tasks is at [`Limits::events_in_flight`](crate::Limits), further
-//! events wait in a separate queue, in order. Nothing else waits with them: a handler may be
+//! While the number of running tasks is at [`Limits::events_in_flight`](crate::Limits), or the bytes
+//! of their events are at [`Limits::inbox_bytes`](crate::Limits), further events wait in a separate
+//! queue, in order. Nothing else waits with them: a handler may be
 //! waiting for an acknowledgement or the end of its own client, so these must still be read.
 //!
 //! ```text
@@ -38,7 +39,10 @@ use super::{
     recovery::Restored,
     socket::Socket,
 };
-use crate::transport::handshake::Handshake;
+use crate::{
+    close::Limit,
+    transport::{config::Limits, handshake::Handshake},
+};
 
 /// A handler at work.
 pub(super) enum Task {
@@ -47,12 +51,16 @@ pub(super) enum Task {
         socket: Socket,
         name: Box<str>,
         id: Option<u64>,
+        /// The size of the event.
+        bytes: usize,
         future: BoxFuture<Result<Answer, Failed>>,
     },
     /// A handler whose result no client waits for: of a connect, a disconnect, or any event.
     Hook {
         socket: Socket,
         name: &'static str,
+        /// The size of the event, if this handles one.
+        bytes: usize,
         future: BoxFuture<HookResult>,
     },
     /// The decision whether a client may connect.
@@ -113,6 +121,14 @@ impl Task {
         }
     }
 
+    /// The size of the event, which the handler may keep in memory while it runs.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Event { bytes, .. } | Self::Hook { bytes, .. } => *bytes,
+            Self::Admission { .. } => 0,
+        }
+    }
+
     fn poll_done(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
         Poll::Ready(match self {
             Self::Event {
@@ -120,6 +136,7 @@ impl Task {
                 name,
                 id,
                 future,
+                ..
             } => Done::Event {
                 result: ready!(future.as_mut().poll(cx)),
                 socket: socket.clone(),
@@ -130,6 +147,7 @@ impl Task {
                 socket,
                 name,
                 future,
+                ..
             } => Done::Hook {
                 result: ready!(future.as_mut().poll(cx)),
                 socket: socket.clone(),
@@ -159,11 +177,26 @@ impl Future for Task {
     }
 }
 
+/// A task whose event counts.
+struct Counted(Task);
+
+impl Future for Counted {
+    /// The outcome, and the size of the event.
+    type Output = (Done, usize);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let done = ready!(Pin::new(&mut self.0).poll(cx));
+        Poll::Ready((done, self.0.bytes()))
+    }
+}
+
 /// The running and held tasks of a client. It exists only while it is not empty, so that an idle
 /// connection owns no set of tasks.
 #[derive(Default)]
 pub(super) struct InFlight {
-    tasks: FuturesUnordered<Task>,
+    tasks: FuturesUnordered<Counted>,
+    /// The size of the events of all tasks.
+    running_bytes: usize,
     /// Namespaces whose [`Admission`] is among the tasks.
     connecting: Vec<Arc<str>>,
     /// Namespaces that the server has disconnected. The client may not know yet, so its packets for
@@ -182,9 +215,14 @@ pub(super) struct Held {
 impl Held {
     /// Its size in memory, roughly.
     fn bytes(&self) -> usize {
-        let attachments: usize = self.packet.attachments.iter().map(Bytes::len).sum();
-        size_of::<Self>() + self.packet.data.len() + attachments
+        size_of::<Self>() + event_bytes(&self.packet)
     }
+}
+
+/// The size of an event's arguments.
+pub(super) fn event_bytes(packet: &Packet<'_>) -> usize {
+    let attachments: usize = packet.attachments.iter().map(Bytes::len).sum();
+    packet.data.len() + attachments
 }
 
 impl InFlight {
@@ -196,9 +234,10 @@ impl InFlight {
         self.held.push_back(held);
     }
 
-    /// Takes the first held event if fewer than `limit` tasks are at work.
-    pub(super) fn release(&mut self, limit: usize) -> Option<Held> {
-        if self.tasks.len() >= limit {
+    /// Takes the first held event if it can run.
+    pub(super) fn release(&mut self, limits: &Limits) -> Option<Held> {
+        let first = self.held.front()?;
+        if self.reached(&first.packet, limits).is_some() {
             return None;
         }
         let held = self.held.pop_front()?;
@@ -206,9 +245,25 @@ impl InFlight {
         Some(held)
     }
 
-    /// Whether an event would have to wait.
-    pub(super) fn is_full(&self, limit: usize) -> bool {
-        self.tasks.len() >= limit || !self.held.is_empty()
+    /// The limit because of which an event has to wait.
+    pub(super) fn has_to_wait(&self, packet: &Packet<'_>, limits: &Limits) -> Option<Limit> {
+        let Some(first) = self.held.front() else {
+            return self.reached(packet, limits);
+        };
+        // Events keep their order.
+        let reached = self.reached(&first.packet, limits);
+        Some(reached.unwrap_or(Limit::EventsInFlight))
+    }
+
+    /// The limit because of which an event cannot run beside the tasks. One that is larger than the
+    /// limit can run alone.
+    fn reached(&self, packet: &Packet<'_>, limits: &Limits) -> Option<Limit> {
+        if self.tasks.len() >= limits.events_in_flight {
+            return Some(Limit::EventsInFlight);
+        }
+        let is_over =
+            self.running_bytes > 0 && self.running_bytes + event_bytes(packet) > limits.inbox_bytes;
+        is_over.then_some(Limit::Inbox)
     }
 
     pub(super) fn held_bytes(&self) -> usize {
@@ -225,12 +280,17 @@ impl InFlight {
         if let Task::Admission { namespace, .. } = &task {
             self.connecting.push(Arc::clone(&namespace.name));
         }
-        self.tasks.push(task);
+        self.running_bytes += task.bytes();
+        self.tasks.push(Counted(task));
     }
 
     /// The next task that is done; `None` when there are no tasks.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Done>> {
-        self.tasks.poll_next_unpin(cx)
+        let done = ready!(self.tasks.poll_next_unpin(cx));
+        Poll::Ready(done.map(|(done, bytes)| {
+            self.running_bytes -= bytes;
+            done
+        }))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -254,12 +314,12 @@ impl InFlight {
         // The tasks that stay are polled once more, which they have to expect at any time.
         let tasks = std::mem::take(&mut self.tasks).into_iter();
         self.tasks = tasks
-            .filter_map(|task| match task {
+            .filter_map(|Counted(task)| match task {
                 Task::Admission { namespace, .. } if *namespace.name == *nsp => {
                     withdrawn = Some(namespace);
                     None
                 }
-                task => Some(task),
+                task => Some(Counted(task)),
             })
             .collect();
         withdrawn

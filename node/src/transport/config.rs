@@ -71,8 +71,9 @@ pub struct Limits {
     /// waiting bytes first, until the rest fits.
     pub outbox_total_bytes: usize,
     /// Bytes that a polling client has posted and that are not handled yet. Default 2 MiB. Beyond:
-    /// the connection is closed. Events that wait for [`events_in_flight`](Self::events_in_flight)
-    /// may take as much again. Beyond: the server stops reading from the connection.
+    /// the connection is closed. Events whose handlers run may take as much again; one that is
+    /// larger runs alone. Beyond, and beyond [`events_in_flight`](Self::events_in_flight), events
+    /// wait, and may take as much once more. Beyond: the server stops reading from the connection.
     pub inbox_bytes: usize,
     /// Frames of one WebSocket message. Default 1,024. Beyond: the connection is closed.
     pub fragments: usize,
