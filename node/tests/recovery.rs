@@ -829,6 +829,33 @@ async fn names_and_offsets_that_make_no_sense_are_those_of_new_clients() {
 }
 
 #[tokio::test]
+async fn a_client_whose_place_cannot_be_read_ends_its_former_socket_and_session() {
+    let bus = MemoryBus::new();
+    let (first, mut sockets) = node_of(recovering(), Some(&bus)).await;
+    let (second, _others) = node_of(recovering(), Some(&bus)).await;
+    for (server, offset) in [(&first, "zzz"), (&second, "99999999999-1")] {
+        let mut client = Client::connect(&first).await;
+        let former = sockets.next().await;
+        is_written(&first).await;
+        sockets.next().await;
+        let mut old = client.stream.take().unwrap();
+        client.offset = Some(offset.to_owned());
+        client.come_back(server).await;
+        assert_ne!(client.reply().await.sid, client.reply.sid);
+        assert!(old.rest().await.is_empty(), "{offset}");
+        is_gone(&former).await;
+        is_written(server).await;
+        if server.address == first.address {
+            sockets.next().await;
+            sockets.next().await;
+        }
+        client.offset = None;
+        client.come_back(&second).await;
+        assert_ne!(client.reply().await.sid, client.reply.sid);
+    }
+}
+
+#[tokio::test]
 async fn a_namespace_without_recovery_sends_no_offsets() {
     let namespace = main_namespace().journal(JournalLimits::default());
     let (server, _sockets) = node_of(namespace, None).await;

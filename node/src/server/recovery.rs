@@ -570,7 +570,14 @@ impl LiveNamespace {
     ) -> Result<(Record, Places, Vec<Arc<Kept>>), (&'static str, usize)> {
         let record: Record = serde_json::from_slice(&taken.value).map_err(|_| ("unknown", 0))?;
         let pending = record.pending();
-        match self.read_missed(&record, &taken.owner, offset).await {
+        // The client has left its former socket, even if it cannot resume the session.
+        self.notify_former(&record.sid, &taken.owner);
+        if *record.owner != *taken.owner {
+            // The last owner has not written the session, and may not have ended the one before it.
+            self.notify_former(&record.sid, &record.owner);
+        }
+        self.end_former(&record.sid).await;
+        match self.read_missed(&record, offset).await {
             Some((from, earlier)) => Ok((record, from, earlier)),
             None => Err(("incomplete", pending)),
         }
@@ -579,7 +586,6 @@ impl LiveNamespace {
     async fn read_missed(
         &self,
         record: &Record,
-        last_owner: &str,
         offset: Option<&str>,
     ) -> Option<(Places, Vec<Arc<Kept>>)> {
         let limits = &self.engine.config.limits;
@@ -602,12 +608,6 @@ impl LiveNamespace {
             None => since?,
         };
         let from = record.places(received);
-        self.notify_former(&record.sid, last_owner);
-        if *record.owner != *last_owner {
-            // The last owner has not written the session, and may not have ended the one before it.
-            self.notify_former(&record.sid, &record.owner);
-        }
-        self.end_former(&record.sid).await;
         let earlier = journal.read_after(self, from.start).await?;
         Some((from, earlier))
     }
