@@ -694,6 +694,32 @@ fn a_hangup_reads_the_settings_again_and_a_broken_file_changes_nothing() {
 }
 
 #[test]
+fn a_hangup_names_sections_of_which_only_a_secret_has_changed() {
+    let settings = |digit: &str, query: &str| {
+        let hash = digit.repeat(64);
+        format!(
+            "[[api.keys]]\nname = \"a\"\nhash = \"sha256:{hash}\"\nnamespaces = [\"*\"]\nverbs = [\"emit\"]\n\
+             [hooks.a]\nurl = \"http://127.0.0.1:1/?key={query}\"\n"
+        )
+    };
+    let file = Temporary::new(&settings("1", "s3cret"));
+    let mut command = roomcast();
+    command.args(["serve", "--config", file.path()]);
+    let mut program = Program::start(command.args(ANY_PORT));
+    program.line_with("listening");
+    for (digit, query, changed) in [
+        ("2", "s3cret", "[\"api.keys\"]"),
+        ("2", "s3cret2", "[\"hooks\"]"),
+        ("2", "s3cret2", "[]"),
+    ] {
+        file.write(&settings(digit, query));
+        program.signal(Signal::HUP);
+        let line = program.line_with("reloaded the settings");
+        assert!(line.contains(&format!("changed={changed}")), "{line}");
+    }
+}
+
+#[test]
 fn a_hangup_replaces_keys_and_room_policies_together_or_neither() {
     let (old, new) = (
         Temporary::new(&"old".repeat(11)),

@@ -35,7 +35,7 @@ use super::{
     redis::RedisOptions,
     relay::RelayOptions,
     settings::{
-        File, FileError, HistorySettings, JournalSettings, NamespaceName, RecoverySettings,
+        Compared, File, FileError, HistorySettings, JournalSettings, NamespaceName, RecoverySettings,
         Settings,
     },
     tls::TlsOptions,
@@ -159,6 +159,9 @@ pub(crate) struct Config {
     /// The same as they were written, without secrets.
     #[arg(skip)]
     pub(crate) sections: toml::Table,
+    /// The same with secrets, so that a reload notices a change of one.
+    #[arg(skip)]
+    pub(crate) compared: Compared,
     /// Where the value of each option is from, by flag.
     #[arg(skip)]
     pub(crate) values: BTreeMap<String, Value>,
@@ -475,6 +478,7 @@ impl Config {
             .collect();
         self.settings = file.settings;
         self.sections = file.sections;
+        self.compared = file.compared;
     }
 
     /// The access of each namespace.

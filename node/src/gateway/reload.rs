@@ -140,7 +140,7 @@ fn keys(config: &Config) -> BTreeMap<String, String> {
     let options = config.values.iter();
     let options = options.map(|(flag, value)| (flag.replace('-', "_"), value.text.clone()));
     let mut keys: BTreeMap<_, _> = options.collect();
-    for (section, value) in &config.sections {
+    for (section, value) in &config.compared.0 {
         if section == NAMESPACES
             && let Some(namespaces) = value.as_table()
         {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use roomcast::{HistoryLimits, JournalLimits, Recovery};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-pub(crate) use file::{File, FileError, placed};
+pub(crate) use file::{Compared, File, FileError, placed};
 pub(crate) use show::{default_file, show};
 
 use super::{

@@ -41,8 +41,21 @@ pub(crate) struct File {
     pub(crate) settings: Settings,
     /// The sections as they were written, without secrets.
     pub(crate) sections: toml::Table,
+    /// The same with secrets. It serves comparisons and is never shown.
+    pub(crate) compared: Compared,
     /// Names of environment variables to which keys such as `secret_env` refer.
     pub(crate) variables: BTreeSet<String>,
+}
+
+/// The sections with their secrets, which only [`Config`](crate::gateway::Config) and a reload compare.
+#[derive(Clone, Default)]
+pub(crate) struct Compared(pub(crate) toml::Table);
+
+impl fmt::Debug for Compared {
+    /// Without the secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compared").finish_non_exhaustive()
+    }
 }
 
 /// An error in a file.
@@ -142,7 +155,7 @@ impl File {
         match Settings::deserialize(toml::de::Deserializer::from(sections)) {
             Ok(settings) => {
                 file.settings = settings;
-                file.sections = show::sections(located);
+                (file.sections, file.compared.0) = show::sections(located);
             }
             Err(error) => problems.push(section_problem(text, located.get_ref(), &error)),
         }

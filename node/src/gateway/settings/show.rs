@@ -83,14 +83,15 @@ pub(crate) fn show(config: &Config) -> String {
     text
 }
 
-/// The sections of a file as they were written, without secrets.
-pub(super) fn sections(table: Spanned<DeTable<'_>>) -> Table {
+/// The sections of a file as they were written: without secrets, and with them.
+pub(super) fn sections(table: Spanned<DeTable<'_>>) -> (Table, Table) {
     let deserializer = toml::de::Deserializer::from(table);
-    let mut table = Table::deserialize(deserializer).unwrap_or_default();
-    for (key, value) in &mut table {
+    let written = Table::deserialize(deserializer).unwrap_or_default();
+    let mut shown = written.clone();
+    for (key, value) in &mut shown {
         mask(key, value);
     }
-    table
+    (shown, written)
 }
 
 /// Secrets belong in files and variables. One that is in the settings nevertheless must not
@@ -174,7 +175,7 @@ mod tests {
     fn secrets_in_sections_are_masked_and_references_to_them_are_not() {
         let document = "[jwt]\nsecret = \"s3cret\"\nsecret_file = \"/run/key\"\ntoken_from = [\"cookie:a\"]\n\
                         [[api.keys]]\nname = \"ci\"\nhash = \"abcd\"\n[hooks.x]\nurl = \"http://u:s3cret@h/p?k=s3cret\"\n";
-        let shown = sections(DeTable::parse(document).unwrap()).to_string();
+        let shown = sections(DeTable::parse(document).unwrap()).0.to_string();
         for part in [
             "secret = \"…\"",
             "/run/key",
