@@ -221,6 +221,10 @@ fn options_that_do_not_fit_together_are_wrong_options() {
             assert!(said.contains("each needs a separate port"), "{said}");
         }
     }
+    let line = ["serve", "--cors-origin=*", "--cors-credentials"];
+    let (status, said) = Program::start(roomcast().args(line)).end();
+    assert_eq!(status, Some(2), "any origin gets credentials: {said}");
+    assert!(said.contains("list the origins"), "{said}");
     let line = ["serve", "--namespace=/chat,/news,/chat"];
     let (status, said) = Program::start(roomcast().args(line)).end();
     assert_eq!(status, Some(2), "{said}");
@@ -454,6 +458,14 @@ fn config_check_and_serve_refuse_the_same_sections_with_status_2() {
     let batch = open(&hook("batch = { size = 5000 }"));
     let cases = [
         (batch, ":4: hooks.a: `batch.size` is not from 1"),
+        (
+            open(&hook("namespaces = [\"/\", \"/typo\"]")),
+            ":4: hooks.a: the namespace /typo in `namespaces` is not served",
+        ),
+        (
+            open(&hook("namespaces = [\"nope\"]")),
+            ":4: hooks.a: the namespace nope in `namespaces` does not begin with /",
+        ),
         (open(&hook("concurrency = 0")), ":4: hooks.a: `concurrency`"),
         (open(&hook("on = []")), ":4: hooks.a: `on`"),
         (open(&hook("secret_file = \"/nowhere\"")), ":4: hooks.a: "),

@@ -28,6 +28,7 @@ use super::{
     doctor::DoctorOptions,
     drain::DrainOptions,
     emit::EmitOptions,
+    hooks,
     limits::LimitOptions,
     log_client::client_name,
     logging::LogFormat,
@@ -35,8 +36,8 @@ use super::{
     redis::RedisOptions,
     relay::RelayOptions,
     settings::{
-        Compared, File, FileError, HistorySettings, JournalSettings, NamespaceName, RecoverySettings,
-        Settings,
+        Compared, File, FileError, HistorySettings, JournalSettings, NamespaceName,
+        RecoverySettings, Settings, placed,
     },
     tls::TlsOptions,
     token::TokenOptions,
@@ -363,7 +364,7 @@ pub(crate) struct Browser {
     #[arg(default_value = "off")]
     pub(crate) cors_origin: Vec<Origin>,
 
-    /// Let pages of those origins send cookies
+    /// Let pages of those origins send cookies; the origins must be listed
     #[arg(long, value_name = "BOOL", default_value = "false")]
     pub(crate) cors_credentials: Switch,
 
@@ -376,6 +377,19 @@ pub(crate) struct Browser {
     #[arg(long, value_name = "NAME", default_value = "off")]
     #[arg(value_parser = or_off(values::cookie_name))]
     pub(crate) cookie: OrOff<String>,
+}
+
+impl Browser {
+    fn fits(&self) -> Result<(), String> {
+        if self.cors_credentials.0 && self.cors_origin.contains(&Origin::Any) {
+            return Err(
+                "--cors-credentials is not possible with --cors-origin=*: pages of any origin \
+                 could use the cookies of your users; list the origins"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
 }
 
 #[derive(Args, Clone, Debug)]
@@ -541,6 +555,18 @@ impl Config {
         networks.filter_map(|network| network.0.clone()).collect()
     }
 
+    /// Checks the sections of the file, on their own and with the options.
+    fn sections_fit(&self) -> Result<(), String> {
+        let served = self.namespaces();
+        self.settings.api.check()?;
+        self.settings.doors.check()?;
+        hooks::fits(&self.settings.hooks, &served)?;
+        self.settings
+            .presence
+            .check(|name: &str| served.contains(name))?;
+        self.settings.doors.fits(self)
+    }
+
     /// Checks that each listener has its own address.
     fn has_own_addresses(&self) -> Result<(), String> {
         let relays = !self.relay.cluster_key.0.is_empty();
@@ -590,17 +616,16 @@ impl Config {
             );
         }
         self.operation.fits()?;
+        self.browser.fits()?;
         let names = &self.protocol.namespace;
         let is_twice = |(index, name): &(usize, &String)| names[..*index].contains(name);
         match names.iter().enumerate().find(is_twice) {
             Some((_, name)) => Err(format!("--namespace names {name} twice")),
             None => {
-                self.settings.api.check()?;
-                self.settings.doors.check()?;
-                let served = self.access();
-                let is_served = |name: &str| served.contains_key(name);
-                self.settings.presence.check(is_served)?;
-                self.settings.doors.fits(self)?;
+                self.sections_fit().map_err(|problem| {
+                    let file = self.source.config.0.as_ref();
+                    file.map_or_else(|| problem.clone(), |file| placed(file, &problem))
+                })?;
                 self.relay.check(self.redis.redis.0.is_some())?;
                 self.redis.check()?;
                 cluster::check(&self.cluster)

@@ -131,6 +131,7 @@ pub(crate) struct NamespaceSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct JournalSettings {
+    #[serde(deserialize_with = "at_least_one")]
     messages: usize,
     bytes: ByteSize,
     age: Span,
@@ -196,6 +197,7 @@ impl RecoverySettings {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct HistorySettings {
+    #[serde(deserialize_with = "at_least_one")]
     messages: usize,
     bytes: ByteSize,
     age: Span,
@@ -222,6 +224,14 @@ impl HistorySettings {
             age: self.age.0,
             memory_bytes: self.memory.0,
         }
+    }
+}
+
+/// A log always keeps its last message, so a limit of none would be exceeded.
+fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    match usize::deserialize(deserializer)? {
+        0 => Err(D::Error::custom("invalid value `0`: expected 1 or more")),
+        number => Ok(number),
     }
 }
 

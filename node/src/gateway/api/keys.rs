@@ -7,7 +7,10 @@ use std::{collections::HashMap, fmt, str::FromStr, sync::Arc};
 
 use hex::FromHex;
 use ring::digest;
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, IntoDeserializer},
+};
 
 use super::settings::KeySettings;
 use crate::gateway::values::deserialize_from_text;
@@ -128,12 +131,22 @@ impl Verb {
 }
 
 /// One verb, or all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    #[serde(rename = "*")]
     All,
-    #[serde(untagged)]
     Verb(Verb),
+}
+
+impl<'de> Deserialize<'de> for Scope {
+    /// By hand, because the error of an untagged enum names neither the value nor the verbs.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "*" {
+            return Ok(Self::All);
+        }
+        let verb = IntoDeserializer::<D::Error>::into_deserializer(text.as_str());
+        Verb::deserialize(verb).map(Self::Verb)
+    }
 }
 
 /// A key that was recognized.

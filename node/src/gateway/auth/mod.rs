@@ -187,7 +187,7 @@ fn ten_minutes() -> Duration {
 
 fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "expected a text or a list of texts")]
     enum OneOrMore {
         One(String),
         More(Vec<String>),

@@ -45,7 +45,7 @@ use tracing::debug;
 pub(crate) use self::{
     backend::{Backend, Failure},
     request::Connecting,
-    settings::{Settings, TEMPLATE, Target, default_concurrency, default_timeout},
+    settings::{Settings, TEMPLATE, Target, default_concurrency, default_timeout, fits},
 };
 
 use self::{

@@ -1,6 +1,11 @@
 //! The sections `hooks.NAME` of the file, and the checks that need no other section.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    time::Duration,
+};
 
 use http::{HeaderName, Uri};
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -270,6 +275,28 @@ impl<'de> Deserialize<'de> for Forwarded {
             "the header {text} cannot be passed on: {reason}"
         )))
     }
+}
+
+/// Checks that each namespace of a hook is served. Otherwise, the hook would never be called there.
+pub(crate) fn fits(
+    hooks: &BTreeMap<String, Settings>,
+    served: &BTreeSet<String>,
+) -> Result<(), String> {
+    for (hook, settings) in hooks {
+        let mut names = settings.namespaces.iter();
+        if let Some(name) = names.find(|name| !served.contains(*name)) {
+            let problem = match values::namespace(name) {
+                Ok(_) => format!(
+                    "is not served: add --namespace {name} or a section [namespaces.{name:?}]"
+                ),
+                Err(_) => "does not begin with /".to_owned(),
+            };
+            return Err(format!(
+                "hooks.{hook}: the namespace {name} in `namespaces` {problem}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 impl Settings {

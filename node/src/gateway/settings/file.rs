@@ -114,9 +114,13 @@ impl File {
     fn parse(text: &str, options: &[Arg]) -> Result<Self, Vec<Problem>> {
         let document = DeTable::parse(text).map_err(|error| {
             let line = error.span().map_or(1, |span| line_of(text, span));
+            // Other errors of the syntax have no key.
+            let is_key = error.message().contains("duplicate key");
+            let key = error.span().filter(|_| is_key);
+            let key = key.and_then(|span| text.get(span)).unwrap_or_default();
             vec![Problem {
                 line,
-                key: String::new(),
+                key: key.to_owned(),
                 text: error.message().to_owned(),
             }]
         })?;
@@ -472,6 +476,39 @@ mod tests {
     fn an_error_of_the_syntax_has_its_line() {
         let error = parse("listen = \"x\"\nping = = 3\n").unwrap_err();
         assert!(error.starts_with("r.toml:2: "), "{error}");
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_named() {
+        let error = parse("max_rooms = 1\nmax_rooms = 2\n").unwrap_err();
+        assert_eq!(error, "r.toml:2: max_rooms: duplicate key");
+        let error = parse("[hooks.a]\nurl = \"http://a\"\n[hooks.a]\n").unwrap_err();
+        assert!(error.starts_with("r.toml:3: a: duplicate key"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_verb_of_a_key_is_named_with_the_verbs() {
+        let hash = "0".repeat(64);
+        let verbs = |verb: &str| {
+            parse(&format!(
+                "[[api.keys]]\nname = \"a\"\nhash = \"sha256:{hash}\"\nnamespaces = [\"*\"]\nverbs = [\"{verb}\"]\n"
+            ))
+        };
+        assert!(verbs("*").is_ok() && verbs("emit").is_ok());
+        let error = verbs("emitt").unwrap_err();
+        let expected = "r.toml:5: api.keys[0].verbs: invalid value `emitt`: expected emit or join";
+        assert!(error.starts_with(expected), "{error}");
+    }
+
+    #[test]
+    fn a_log_that_would_keep_no_message_is_refused() {
+        for log in ["history", "journal"] {
+            let section = format!("[namespaces.\"/\".{log}]\nmessages = ");
+            assert!(parse(&format!("{section}1\n")).is_ok());
+            let error = parse(&format!("{section}0\n")).unwrap_err();
+            let key = format!("r.toml:2: namespaces.\"/\".{log}.messages: ");
+            assert_eq!(error, format!("{key}invalid value `0`: expected 1 or more"));
+        }
     }
 
     #[test]
