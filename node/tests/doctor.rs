@@ -163,6 +163,27 @@ fn wrong_options_end_with_status_2() {
     assert_eq!(output.status.code(), Some(2));
 }
 
+#[test]
+fn a_password_of_a_wrong_url_is_not_shown() {
+    let output = roomcast(&["--url", "http://ada:s3cret@localhost/"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("expected http://HOST"), "{text}");
+    assert!(!text.contains("s3cret"), "the password is shown: {text}");
+}
+
+#[test]
+fn a_redis_without_tls_is_named_where_the_url_asks_for_it() {
+    // It answers no handshake, as Redis does, which waits for the end of a command.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("rediss://{}", silent.local_addr().unwrap());
+    let report = doctor(&["--redis", &url]);
+    report.assert("redis", "connection", "fail", "speaks TLS on this port");
+    assert_eq!(report.status, Some(1));
+}
+
 // --- Through a balancer ---------------------------------------------------------------------------
 
 /// A node that is open to everybody, and its address.

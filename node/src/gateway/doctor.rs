@@ -50,7 +50,8 @@ pub(crate) struct DoctorOptions {
     /// Public URL of the server, for round trips through the balancer
     ///
     /// Makes about ten connections. A URL without a path gets that of --path.
-    #[arg(long, value_name = "URL")]
+    // An error must not show a password in it.
+    #[arg(long, value_name = "URL", hide_env_values = true)]
     url: Option<PublicUrl>,
 
     /// With --url, also wait for a ping of the server, which reveals short timeouts of the balancer

@@ -8,7 +8,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use roomcast::{
-    NodeId, RedisBus, RedisConfig, StartError,
+    NodeId, RedisBus, RedisConfig, RedisUrl, StartError,
     emitter::{
         ConnectError, Dialect,
         redis::{Connection, Endpoint, Purpose, Reply as _},
@@ -38,7 +38,7 @@ pub(super) async fn findings(config: &RedisConfig) -> Vec<Finding> {
     let begin = Instant::now();
     let mut connection = match connecting.connect(Purpose::Lookup, None).await {
         Ok(connection) => connection,
-        Err(error) => return vec![unusable(&error)],
+        Err(error) => return vec![unusable(&error, &config.url)],
     };
     let info = connection.info();
     let (server, version) = (info.server.clone(), info.version.clone());
@@ -62,7 +62,7 @@ pub(super) async fn findings(config: &RedisConfig) -> Vec<Finding> {
             findings.push(allowed(rights.private_patterns));
             findings.push(patterns(&mut connection, config, rights.patterns).await);
         }
-        Err(error) => findings.push(refused(&error)),
+        Err(error) => findings.push(refused(&error, &config.url)),
     }
     findings
 }
@@ -80,12 +80,19 @@ fn fail(check: &'static str, found: impl Into<String>) -> Finding {
 }
 
 /// The errors name the problem of the URL or the server, and often the remedy.
-fn unusable(error: &ConnectError) -> Finding {
+fn unusable(error: &ConnectError, url: &RedisUrl) -> Finding {
     let text = error.to_string();
     match error {
         ConnectError::TooOld { .. } => fail("version", text).remedy("upgrade Redis"),
         ConnectError::NotPrimary { .. } => fail("role", text)
             .remedy("name the primary in --redis, or let Sentinels find it (redis+sentinel://…)"),
+        // A server without TLS waits for the rest of a command, so it does not refuse the handshake.
+        ConnectError::TimedOut { .. } if url.to_string().starts_with("rediss") => {
+            fail("connection", text).remedy(
+                "check that Redis speaks TLS on this port; without TLS, the URL in --redis begins \
+                 with redis:// instead of rediss://",
+            )
+        }
         ConnectError::Unreachable { .. } | ConnectError::TimedOut { .. } => {
             fail("connection", text).remedy("check --redis, the firewall, and that Redis runs")
         }
@@ -107,12 +114,12 @@ fn allowed(private_patterns: bool) -> Finding {
     }
 }
 
-fn refused(error: &StartError) -> Finding {
+fn refused(error: &StartError, url: &RedisUrl) -> Finding {
     match error {
         // Its text has the list of rights.
         StartError::Forbidden { .. } => fail("rights", error.to_string()),
         // A sharded dialect and an old server, or one server of a cluster.
-        StartError::Connect(error) => unusable(error),
+        StartError::Connect(error) => unusable(error, url),
         _ => fail("rights", error.to_string()).remedy("wait until Redis accepts writes"),
     }
 }
