@@ -258,7 +258,22 @@ fn wrong_requests_are_refused_with_a_problem() {
         ("GET", "/rooms/a".to_owned(), "", 405, ""),
         ("POST", "/rooms/a/events".to_owned(), "", 405, ""),
         ("POST", "/rooms/a".to_owned(), "it rains", 400, ""),
-        ("POST", "/rooms/a".to_owned(), "{}", 400, ""),
+        ("POST", "/rooms/a".to_owned(), "{}", 400, "data"),
+        (
+            "POST",
+            "/rooms/a".to_owned(),
+            r#"{"data":1,"event":5}"#,
+            400,
+            "event",
+        ),
+        ("POST", "/rooms/a".to_owned(), r#"{"args":5}"#, 400, "args"),
+        (
+            "POST",
+            "/rooms/a".to_owned(),
+            r#"{"data":1,"ref":2}"#,
+            400,
+            "ref",
+        ),
         (
             "POST",
             "/rooms/a".to_owned(),

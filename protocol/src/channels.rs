@@ -11,7 +11,7 @@
 //!
 //! Ids are texts, because JavaScript's numbers are exact up to 2⁵³ only.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::value::RawValue;
@@ -148,9 +148,17 @@ pub enum Request {
 /// Why a text cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// It is not JSON, or a member has another type or is unknown.
+    /// It is no JSON object, or a member occurs twice.
     #[error("{0}")]
     Json(String),
+    /// A member has another type or is unknown.
+    #[error("{error}")]
+    Member {
+        /// Its name.
+        name: String,
+        /// The reason.
+        error: String,
+    },
     /// The type of a frame is unknown.
     #[error("`{0}` is no type of frame: use subscribe, unsubscribe, publish, token or ping")]
     Type(String),
@@ -163,6 +171,20 @@ pub enum ReadError {
     /// The reference is too long.
     #[error("`ref` is longer than {MAX_REFERENCE} bytes")]
     Reference,
+}
+
+impl ReadError {
+    /// The name of the wrong member, if it is one.
+    #[must_use]
+    pub fn member(&self) -> Option<&str> {
+        match self {
+            Self::Json(_) => None,
+            Self::Member { name, .. } => Some(name),
+            Self::Type(_) => Some("type"),
+            Self::Missing(name) | Self::Unexpected(name) => Some(name),
+            Self::Reference => Some("ref"),
+        }
+    }
 }
 
 /// The longest reference in bytes.
@@ -188,7 +210,12 @@ impl Publish {
         let args = match (data, args) {
             (Some(data), None) => format!("[{}]", data.get()),
             (None, Some(args)) if args.get().starts_with('[') => args.get().to_owned(),
-            (None, Some(_)) => return Err(ReadError::Json("`args` is no array".to_owned())),
+            (None, Some(_)) => {
+                return Err(ReadError::Member {
+                    name: "args".to_owned(),
+                    error: "`args` is no array".to_owned(),
+                });
+            }
             (None, None) => return Err(ReadError::Missing("data")),
             (Some(_), Some(_)) => return Err(ReadError::Unexpected("args")),
         };
@@ -331,9 +358,33 @@ fn members<'a>(text: &'a str, allowed: &[&str]) -> Result<Members<'a>, ReadError
         return Err(ReadError::Json("expected an object".to_owned()));
     }
     let read = serde_json::from_str::<Members<'_>>(text);
-    let members = read.map_err(|error| ReadError::Json(error.to_string()))?;
+    let members = read.map_err(|error| {
+        let of_member = wrong_member(text, allowed);
+        of_member.unwrap_or_else(|| ReadError::Json(error.to_string()))
+    })?;
     members.only(allowed)?;
     Ok(members)
+}
+
+/// Finds the member because of which an object cannot be read.
+fn wrong_member(text: &str, allowed: &[&str]) -> Option<ReadError> {
+    let all: BTreeMap<String, &RawValue> = serde_json::from_str(text).ok()?;
+    all.into_iter().find_map(|(name, value)| {
+        if !allowed.contains(&name.as_str()) {
+            let known = allowed.join("`, `");
+            let error = format!("unknown field `{name}`, expected one of `{known}`");
+            return Some(ReadError::Member { name, error });
+        }
+        let alone = format!(r#"{{"{name}":{}}}"#, value.get());
+        let error = serde_json::from_str::<Members<'_>>(&alone).err()?;
+        let error = error.to_string();
+        // The position is one within the member, which misleads.
+        let error = error
+            .rsplit_once(" at line ")
+            .map_or(&*error, |(text, _)| text);
+        let error = error.to_owned();
+        Some(ReadError::Member { name, error })
+    })
 }
 
 /// A value unchanged; `null` is one.
@@ -456,8 +507,33 @@ mod tests {
             r#"{"data":1,"more":2}"#,
             r#"{"event":7,"data":1}"#,
         ] {
-            assert!(matches!(read(wrong), Err(ReadError::Json(_))), "{wrong}");
+            assert!(
+                matches!(
+                    read(wrong),
+                    Err(ReadError::Json(_) | ReadError::Member { .. })
+                ),
+                "{wrong}"
+            );
         }
+    }
+
+    #[test]
+    fn a_member_that_is_wrong_is_named_and_only_members_of_a_body_are_expected() {
+        for (body, member) in [
+            (r#"{"event":5,"data":1}"#, Some("event")),
+            (r#"{"args":5}"#, Some("args")),
+            (r#"{"data":1,"colour":2}"#, Some("colour")),
+            (r#"{"data":1,"ref":2}"#, Some("ref")),
+            ("{}", Some("data")),
+            ("[]", None),
+            ("{", None),
+        ] {
+            let error = Publish::read(body).expect_err(body);
+            assert_eq!(error.member(), member, "{body}");
+        }
+        let error = Publish::read(r#"{"data":1,"colour":2}"#).expect_err("unknown");
+        let wanted = "unknown field `colour`, expected one of `event`, `data`, `args`";
+        assert_eq!(error.to_string(), wanted);
     }
 
     #[test]
@@ -554,7 +630,10 @@ mod tests {
             r#"{"type":"subscribe","room":"a","last_id":"x"}"#,
         ] {
             assert!(
-                matches!(error(wrong), (ReadError::Json(_), None)),
+                matches!(
+                    error(wrong),
+                    (ReadError::Json(_) | ReadError::Member { .. }, None)
+                ),
                 "{wrong}"
             );
         }

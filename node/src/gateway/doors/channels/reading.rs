@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{StatusCode, header, request::Parts};
 use roomcast::{
     EmitError, HistoryEntry, HistoryError, Position, PublishError,
-    channels::{Event, Publish},
+    channels::{Event, Publish, ReadError},
 };
 use serde_json::{Value, json, value::RawValue};
 
@@ -41,7 +41,7 @@ impl Channels {
     ) -> Result<Response, Problem> {
         let visit = self.visit(call, parts).await?;
         let body = self.body(body).await?;
-        let publish = Publish::read(&body).map_err(|error| invalid(&error.to_string()))?;
+        let publish = Publish::read(&body).map_err(|error| unreadable(&error))?;
         let room = &call.rooms[0];
         let position = self
             .store(&visit.caller, &call.namespace, room, publish)
@@ -252,6 +252,11 @@ fn json_body(value: &Value) -> impl IntoResponse {
         (header::CACHE_CONTROL, "no-store"),
     ];
     (headers, value.to_string())
+}
+
+/// The problem of a body or a frame that cannot be read.
+pub(super) fn unreadable(error: &ReadError) -> Problem {
+    Problem::invalid(error.member().unwrap_or_default(), error.to_string())
 }
 
 fn invalid(detail: &str) -> Problem {

@@ -20,6 +20,7 @@ use serde_json::{Value, json, value::RawValue};
 use super::{
     Channels,
     caller::{Caller, open, refused},
+    reading::unreadable,
     request::Call,
     stream::join_from,
 };
@@ -103,10 +104,7 @@ impl Session {
                 Ok(Frame { reference, request }) => {
                     reply(self.carry_out(socket, request).await, reference)
                 }
-                Err((error, reference)) => {
-                    let problem = Problem::invalid("", error.to_string());
-                    reply(Err(problem), reference)
-                }
+                Err((error, reference)) => reply(Err(unreadable(&error)), reference),
             }
         };
         send(socket, &reply);
