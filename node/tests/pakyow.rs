@@ -345,6 +345,10 @@ fn a_route_is_called_with_the_session_and_the_identity_of_the_socket() {
         let (found, body, _) = call("GET", uri, json!({}));
         assert_eq!((found, body.as_str()), (status, text), "{uri}");
     }
+    for (method, status) in [("CONNECT", 405), ("TRACE", 405), ("G T", 400)] {
+        let (found, body, _) = call(method, "/posts", json!({}));
+        assert_eq!(found, status, "{body}");
+    }
 }
 
 #[test]
