@@ -76,17 +76,23 @@ impl Reload {
             Ok(config) => self.apply(&config).await,
             Err(error) => Err(error),
         };
-        let outcome = match applied {
-            Ok(()) => APPLIED,
+        // Counted first, so that the metric has every reload of which the log has a line.
+        let outcome = if applied.is_ok() { APPLIED } else { REFUSED };
+        self.reloads.with_label_values(&[outcome]).inc();
+        match applied {
+            Ok(Changed { live, rest }) => {
+                info!(changed = ?live, "reloaded the settings");
+                if !rest.is_empty() {
+                    warn!(settings = ?rest, "these settings have changed and need a restart");
+                }
+            }
             Err(error) => {
                 error!(%error, "the settings were not reloaded, and nothing has changed");
-                REFUSED
             }
-        };
-        self.reloads.with_label_values(&[outcome]).inc();
+        }
     }
 
-    async fn apply(&mut self, config: &Config) -> Result<(), String> {
+    async fn apply(&mut self, config: &Config) -> Result<Changed, String> {
         let mut swaps = Vec::new();
         for part in &self.parts {
             swaps.push(part.prepare(config).await?);
@@ -95,18 +101,14 @@ impl Reload {
         let later = keys(config);
         let changed = changed_keys(&self.current, &later);
         let (live, rest): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| self.is_live(key));
-        info!(changed = ?live, "reloaded the settings");
-        if !rest.is_empty() {
-            warn!(settings = ?rest, "these settings have changed and need a restart");
-        }
         // Settings that need a restart stay listed until there is one.
-        for key in live {
-            match later.get(&key) {
-                Some(value) => drop(self.current.insert(key, value.clone())),
-                None => drop(self.current.remove(&key)),
+        for key in &live {
+            match later.get(key) {
+                Some(value) => drop(self.current.insert(key.clone(), value.clone())),
+                None => drop(self.current.remove(key)),
             }
         }
-        Ok(())
+        Ok(Changed { live, rest })
     }
 
     fn is_live(&self, key: &str) -> bool {
@@ -118,6 +120,13 @@ impl Reload {
             None => *pattern == key,
         })
     }
+}
+
+/// The keys whose values a reload has changed.
+struct Changed {
+    live: Vec<String>,
+    /// Those that need a restart.
+    rest: Vec<String>,
 }
 
 /// The settings as a start would read them now.
