@@ -464,10 +464,13 @@ function namespaces(context) {
           await tell("emit", { namespace, event: "news", args: [name] });
           return heard.includes(name);
         });
-        const began = Date.now();
-        const { sockets, complete, silent } = await tell("fetch", { namespace });
-        const what = `${name}, after ${Date.now() - began} ms, silent: ${JSON.stringify(silent)}`;
-        assert.deepEqual([sockets.map(({ id }) => id), complete], [[socket.id], true], what);
+        // A server that emitted leaves the namespace again. If it is counted and does not receive the
+        // question, the result names it as silent, once.
+        await until(`${name} to have all responses of ${namespace}`, async () => {
+          const { sockets, complete } = await tell("fetch", { namespace });
+          assert.deepEqual(sockets.map(({ id }) => id), [socket.id], name);
+          return complete;
+        });
       }
     }
   });
