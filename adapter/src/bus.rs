@@ -196,7 +196,7 @@ pub struct Attachment<'a> {
     pub namespace: &'a str,
     /// Whether the namespace was created for a client and is removed with its last socket.
     pub is_dynamic: bool,
-    /// What the bus calls.
+    /// The functions that the bus calls.
     pub listener: Weak<dyn Listener>,
 }
 

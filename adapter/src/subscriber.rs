@@ -84,7 +84,7 @@ pub enum SubscriberEvent {
     Refused {
         /// The channel or pattern.
         name: Arc<str>,
-        /// What Redis said.
+        /// The error that Redis returned.
         error: Box<str>,
     },
 }
@@ -119,7 +119,7 @@ pub enum DownReason {
     Refused {
         /// The channel or pattern.
         name: Arc<str>,
-        /// What Redis said.
+        /// The error that Redis returned.
         error: Box<str>,
     },
     /// The owner has closed the subscriber.

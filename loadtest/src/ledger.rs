@@ -425,7 +425,7 @@ mod tests {
 
     #[test]
     fn arrivals_in_any_order_balance() {
-        // Whatever arrives, arrived and lost together are what was sent.
+        // The sum of arrived and lost messages is the number of sent ones, in any order of arrival.
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..500 {
             let mut ledger = joined();

@@ -144,7 +144,7 @@ pub struct Records {
 }
 
 impl Records {
-    /// Whether nothing waits.
+    /// Whether there are no records.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }

@@ -155,7 +155,7 @@ pub(super) enum Outcome {
     Refused {
         /// The name.
         key: Key,
-        /// What Redis said.
+        /// The error that Redis returned.
         error: Box<str>,
     },
     /// The server does not serve some names of sharded pub/sub, or not any more.

@@ -129,7 +129,7 @@ impl Scene<'_> {
     }
 }
 
-/// What servers of Node.js can go through: the rest needs a client for Sentinel, leases, or settings of Roomcast.
+/// The faults that are caused to Node.js servers. The rest needs a client for Sentinel, leases, or settings of Roomcast.
 const ON_NODE_JS: [u32; 12] = [1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 13, 15];
 
 const SIMPLE: Setup = Setup {

@@ -28,9 +28,9 @@ use super::lock;
 pub(super) enum Weather {
     #[default]
     Fair,
-    /// Bytes vanish in both directions, and neither side learns of it.
+    /// Bytes vanish in both directions, and neither side is notified.
     HalfOpen,
-    /// What Redis sends vanishes; the other direction works.
+    /// Bytes from Redis vanish; the other direction works.
     Deaf,
     /// Every piece is delayed, and some as if a packet had been sent again.
     Lossy,

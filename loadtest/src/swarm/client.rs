@@ -72,7 +72,7 @@ pub(super) struct Context<'a> {
     pub(super) volume: &'a mut Volume,
 }
 
-/// What was received, beside its bytes, and where it leads.
+/// A received message, apart from its bytes, and the places to which it is passed.
 struct Heard<'r, 'c, S> {
     context: &'r mut Context<'c>,
     replies: &'r mut Replies,

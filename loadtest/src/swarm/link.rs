@@ -27,7 +27,7 @@ pub(super) struct Filled {
     /// Whether more bytes may be available.
     pub(super) has_more: bool,
     pub(super) has_ended: bool,
-    /// Whether nothing was available.
+    /// Whether no bytes were available.
     pub(super) is_empty: bool,
 }
 

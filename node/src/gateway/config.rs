@@ -278,7 +278,7 @@ pub(crate) struct Protocol {
     #[arg(default_value = "/", value_parser = values::namespace)]
     pub(crate) namespace: Vec<String>,
 
-    /// Who may connect to namespaces whose section in the file has no access
+    /// Access to the namespaces for which the settings file sets none
     ///
     /// `closed` refuses all clients, so that a forgotten setting opens nothing. `jwt` needs
     /// the section [jwt] of the file.

@@ -247,8 +247,8 @@ fn matches(parts: &[Part], rest: &str, claims: &Claims, barrier: Option<char>) -
     }
 }
 
-/// The values of a claim as texts: of a list, one for each element. A name with dots is looked up
-/// unchanged first, because URLs can be names of claims, and then as a path.
+/// Returns the values of a claim as strings. A list has one value for each element. A name with
+/// dots is first taken as the name of a claim, because that can be a URL, and then as a path.
 fn values(claims: &Claims, name: &str) -> Vec<String> {
     let found = claims.get(name).or_else(|| {
         let (first, path) = name.split_once('.')?;

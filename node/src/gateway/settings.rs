@@ -65,7 +65,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
 const NAMESPACES: &str = r#"
 # Settings of single namespaces. Every namespace with a section is served.
 [namespaces."/chat"]
-# Who may connect: closed, open, jwt, hook or jwt+hook. Without this key, --access applies.
+# Access of clients: closed, open, jwt, hook or jwt+hook. Without this key, --access applies.
 access = "jwt"
 # Let clients manage rooms. Without this key, --client-rooms applies.
 client_rooms = true

@@ -82,7 +82,7 @@ impl Stream {
             Ok(parts) => return (Self::tcp(parts.io.into_inner()), parts.read_buf.to_vec()),
             Err(upgraded) => upgraded,
         };
-        // What `axum::serve` runs on wraps the stream once more.
+        // Under `axum::serve`, the stream is wrapped once more.
         match hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
             Ok(parts) => (Self::tcp(parts.io.into_inner()), parts.read_buf.to_vec()),
             Err(upgraded) => (Self::Other(Box::new(TokioIo::new(upgraded))), Vec::new()),

@@ -261,7 +261,7 @@ pub(super) struct Around<'a> {
     pub(super) confirm: Option<&'a str>,
     /// Whether everything is MessagePack, as on the channels of the streams dialect.
     pub(super) is_packed: bool,
-    /// Whether nothing stands in the place of the position, for a log that stores the broadcast.
+    /// Whether the position is left empty, because the log that stores the broadcast assigns it.
     pub(super) is_unplaced: bool,
 }
 

@@ -170,7 +170,7 @@ impl Account {
         self.pending.contains(&id)
     }
 
-    /// Whether nothing is known about an event.
+    /// Whether an event is later than all that are known.
     pub(super) fn is_unknown(&self, id: u64) -> bool {
         id > self.upto.id
     }
