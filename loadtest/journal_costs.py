@@ -6,13 +6,12 @@ falls on all of them, and the figures are medians. Usage: loadtest/journal_costs
 """
 
 import pathlib
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
-import time
+
+from racing.redis import Redis, command
+from racing.servers import redis_server
 
 SCRIPTS = pathlib.Path(__file__).resolve().parent.parent / "emitter/src/log"
 CHANNEL = "socket.io#/#"
@@ -22,65 +21,32 @@ SETTINGS = (30 * 86400, 10_000, 16 << 20, 600)
 DEEP = 64
 
 
-def command(*words):
-    words = [word if isinstance(word, bytes) else str(word).encode() for word in words]
-    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+def cpu(redis):
+    """User and system time, in µs."""
+    used = redis.info("cpu")
+    return (float(used["used_cpu_user"]) + float(used["used_cpu_sys"])) * 1e6
 
 
-class Redis:
-    def __init__(self, port):
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                self.socket = socket.create_connection(("127.0.0.1", port))
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.replies = self.socket.makefile("rb")
-
-    def reply(self):
-        line = self.replies.readline()
-        kind, rest = line[:1], line[1:-2]
-        if kind == b"-":
-            raise RuntimeError(rest.decode())
-        if kind == b"$":
-            return self.replies.read(int(rest) + 2)[:-2]
-        if kind == b"*":
-            return [self.reply() for _ in range(int(rest))]
-        return rest
-
-    def ask(self, *words):
-        self.socket.sendall(command(*words))
-        return self.reply()
-
-    def cpu(self):
-        """User and system time, in µs."""
-        lines = self.ask("INFO", "cpu").decode().split()
-        return sum(float(line.split(":")[1]) for line in lines if line.startswith(("used_cpu_user:", "used_cpu_sys:"))) * 1e6
-
-    def measure(self, sent, count, depth):
-        """CPU per command, with `depth` of them in each write."""
-        before = self.cpu()
-        for _ in range(count // depth):
-            self.socket.sendall(sent * depth)
-            for _ in range(depth):
-                self.reply()
-        return (self.cpu() - before) / (count // depth * depth)
+def cost(redis, sent, count, depth):
+    """CPU per command, with `depth` of them in each write."""
+    before = cpu(redis)
+    for _ in range(count // depth):
+        redis.stream.sendall(sent * depth)
+        for _ in range(depth):
+            redis.reply()
+    return (cpu(redis) - before) / (count // depth * depth)
 
 
-def subscribe(port):
-    subscriber = Redis(port)
+def subscribe(url):
+    subscriber = Redis(url)
     subscriber.ask("SUBSCRIBE", CHANNEL)
-    threading.Thread(target=lambda: all(iter(lambda: subscriber.socket.recv(1 << 18), b"")), daemon=True).start()
+    threading.Thread(target=lambda: all(iter(lambda: subscriber.stream.recv(1 << 18), b"")), daemon=True).start()
 
 
-def measure(port, rounds, subscribers):
-    redis = Redis(port)
+def measure(url, rounds, subscribers):
+    redis = Redis(url)
     for _ in range(subscribers):
-        subscribe(port)
+        subscribe(url)
     script = "".join((SCRIPTS / name).read_text() for name in ("journal.lua", "trim.lua", "upkeep.lua"))
     sha = redis.ask("SCRIPT", "LOAD", script).decode()
 
@@ -90,11 +56,11 @@ def measure(port, rounds, subscribers):
 
     publish, one, many = command("PUBLISH", CHANNEL, HEAD), journaled(1), journaled(DEEP)
     # Until the journal is full.
-    redis.measure(many, 200, 1)
+    cost(redis, many, 200, 1)
     alone, deep = [], []
     for _ in range(rounds):
-        alone.append((redis.measure(publish, 1000, 1), redis.measure(one, 1000, 1)))
-        deep.append((redis.measure(publish, 12_800, DEEP), redis.measure(many, 200, 1) / DEEP))
+        alone.append((cost(redis, publish, 1000, 1), cost(redis, one, 1000, 1)))
+        deep.append((cost(redis, publish, 12_800, DEEP), cost(redis, many, 200, 1) / DEEP))
     for name, pairs in (("one at a time", alone), (f"{DEEP} at a time", deep)):
         plain, stored = (statistics.median(side) for side in zip(*pairs))
         ratio = statistics.median(stored / plain for plain, stored in pairs)
@@ -104,17 +70,8 @@ def measure(port, rounds, subscribers):
 def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     for subscribers in (1, 3):
-        with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-            free.close()
-            options = ["--port", str(port), "--save", "", "--dir", folder, "--loglevel", "warning"]
-            server = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
-            try:
-                measure(port, rounds, subscribers)
-            finally:
-                server.terminate()
-                server.wait()
+        with redis_server() as (_, url):
+            measure(url, rounds, subscribers)
 
 
 main()

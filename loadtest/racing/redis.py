@@ -1,4 +1,4 @@
-"""A small Redis client that counts channels."""
+"""A small client of Redis, which counts channels and measures commands."""
 
 import socket
 import time
@@ -7,12 +7,19 @@ from urllib.parse import urlsplit
 from .servers import DEADLINE_SECONDS, Failed
 
 
+def command(*words):
+    """The bytes of a command."""
+    words = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+
+
 class Redis:
-    """A blocking connection for one command at a time."""
+    """A blocking connection."""
 
     def __init__(self, url):
         address = urlsplit(url)
         self.stream = socket.create_connection((address.hostname, address.port), DEADLINE_SECONDS)
+        self.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.file = self.stream.makefile("rb")
 
     def __enter__(self):
@@ -22,13 +29,24 @@ class Redis:
         self.file.close()
         self.stream.close()
 
-    def ask(self, command):
-        """Executes a command and returns a line or a bulk string."""
-        self.stream.sendall(f"{command}\r\n".encode())
-        head = self.file.readline().decode()
-        if head.startswith("-") or not head:
-            raise Failed(f"Redis refuses {command}: {head}")
-        return self.file.read(int(head[1:]) + 2).decode() if head.startswith("$") else head[1:]
+    def ask(self, *words):
+        self.stream.sendall(command(*words))
+        return self.reply()
+
+    def reply(self):
+        line = self.file.readline()
+        kind, rest = line[:1], line[1:-2]
+        if kind in (b"-", b""):
+            raise Failed(f"Redis refuses a command: {rest.decode()}")
+        if kind == b"$":
+            return self.file.read(int(rest) + 2)[:-2]
+        if kind == b"*":
+            return [self.reply() for _ in range(int(rest))]
+        return rest
+
+    def info(self, section):
+        lines = self.ask("INFO", section).decode().splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
 
     def steady_channels(self):
         """Waits until the number of channels is stable, because servers subscribe some after they are ready."""
@@ -39,6 +57,5 @@ class Redis:
         return known[-1]
 
     def channels(self):
-        lines = self.ask("INFO stats").splitlines()
-        counts = dict(line.split(":", 1) for line in lines if ":" in line)
+        counts = self.info("stats")
         return sum(int(counts.get(name, 0)) for name in ["pubsub_channels", "pubsubshard_channels"])

@@ -8,7 +8,7 @@ import time
 
 from .lines import HEARD_AGAIN, MOST_CHANNELS, PUBLISH_CPU, PUBLISHES
 from .redis import Redis
-from .servers import DEADLINE_SECONDS, PUBLISHERS, Failed
+from .servers import DEADLINE_SECONDS, PUBLISHERS, Failed, process, redis_server
 
 # Upper bound for set-up and end of a run, for example 15,000 connections and their rooms.
 OVERHEAD_SECONDS = 240
@@ -38,13 +38,13 @@ class Race:
 
     def measure(self, stack, line, server, path):
         if line.scenario == "publish":
-            _, redis = stack.enter_context(self.programs.redis())
+            _, redis = stack.enter_context(redis_server(self.programs.server_core))
             return self.publish(line, server, redis, path)
         redis = None
         more = []
         if line.nodes:
-            process, redis = stack.enter_context(self.programs.redis())
-            more = ["--process", f"Redis={process.pid}", *self.emitting(line, server, redis)]
+            of_redis, redis = stack.enter_context(redis_server(self.programs.server_core))
+            more = ["--process", f"Redis={of_redis.pid}", *self.emitting(line, server, redis)]
         # Node.js serves on one thread.
         workers = 1 if server.startswith("node") else line.unpinned or 1
         nodes = [
@@ -73,7 +73,7 @@ class Race:
         """Keeps `count` rooms with one member each while the block runs."""
         loadtest = self.programs.roomcast("roomcast-loadtest")
         command = [loadtest, "joins", url, "--rooms", str(count), "--duration", "1h"]
-        with self.programs.process(command, self.programs.load_core) as members:
+        with process(command, self.programs.load_core) as members:
             members.line_with("holding", OVERHEAD_SECONDS)
             yield
 
@@ -83,7 +83,7 @@ class Race:
         seconds = 2 * self.seconds(line) + 10
         command = self.command("fan-out", nodes, ["--members", str(line.beside)], other, seconds)
         command.remove("--quiet")
-        room = stack.enter_context(self.programs.process(command, None))
+        room = stack.enter_context(process(command, None))
         room.line_with("measuring", OVERHEAD_SECONDS)
         # The server and the room's load use all cores. Without priority, the figure would be the time
         # that the echo client itself waits for a core.
@@ -117,7 +117,7 @@ class Race:
         arguments = [*line.arguments, *more]
         command = self.command(line.scenario, nodes, arguments, path, seconds, watched)
         core = self.programs.load_core if pinned else None
-        with self.programs.process([*before, *command], core) as loader:
+        with process([*before, *command], core) as loader:
             until = time.monotonic() + seconds + OVERHEAD_SECONDS
             while loader.child.poll() is None and time.monotonic() < until:
                 meanwhile()
@@ -162,7 +162,7 @@ def hear_again(redis, count, path):
     with Redis(redis) as link:
         reached(link, count)
         began = time.monotonic()
-        link.ask("CLIENT KILL TYPE pubsub")
+        link.ask("CLIENT", "KILL", "TYPE", "pubsub")
         reached(link, count)
         write(path, [(HEARD_AGAIN, "ms", 1000 * (time.monotonic() - began))])
     return ""

@@ -109,39 +109,19 @@ class Programs:
         command = [*self.command(name), "--listen", "127.0.0.1:0", "--workers", str(workers)]
         if redis:
             command += ["--redis", redis]
-        with self.process(command, self.server_core if pinned else None) as server:
+        with process(command, self.server_core if pinned else None) as server:
             said = server.line_with("address=")
             address = field(said, "address")
             internal = field(said, "internal")
             if internal:
-                wait_until(lambda: answers(f"http://{internal}/readyz"), f"{name} is not ready")
+                wait_until(lambda: get(f"http://{internal}/readyz"), f"{name} is not ready")
             yield server, f"http://{address}"
-
-    @contextlib.contextmanager
-    def redis(self):
-        """Starts a Redis without persistence. Yields its process and its URL."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-        with self.process(command, self.server_core) as server:
-            wait_until(lambda: pongs(port), "redis does not answer")
-            yield server, f"redis://127.0.0.1:{port}"
 
     def urgent(self):
         """Returns a prefix that gives a command real-time priority; empty without permission."""
         before = ["chrt", "--fifo", "1"]
         allowed = subprocess.run([*before, "true"], capture_output=True, check=False).returncode == 0
         return before if allowed else []
-
-    @contextlib.contextmanager
-    def process(self, command, core):
-        pin = [] if core is None else ["taskset", "-c", str(core)]
-        started = Process(pin + command)
-        try:
-            yield started
-        finally:
-            started.end()
 
 
 def opened(command, program):
@@ -217,25 +197,49 @@ class Process:
         self.child.stdout.close()
 
 
+@contextlib.contextmanager
+def process(command, core=None):
+    """Starts a process, on one core if it is given. Yields it, and kills it at the end."""
+    pin = [] if core is None else ["taskset", "-c", str(core)]
+    started = Process([*pin, *map(str, command)])
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+@contextlib.contextmanager
+def redis_server(core=None):
+    """Starts a Redis without persistence. Yields its process and its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", ""]
+    with process(command, core) as server:
+        wait_until(lambda: pongs(port), "redis does not answer")
+        yield server, f"redis://127.0.0.1:{port}"
+
+
 def field(line, name):
     found = re.search(rf"\b{name}=\"?([^\s\",]+)", line)
     return found and found[1]
 
 
-def wait_until(holds, otherwise):
-    until = time.monotonic() + DEADLINE_SECONDS
+def wait_until(holds, otherwise, seconds=DEADLINE_SECONDS):
+    until = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > until:
             raise Failed(otherwise)
         time.sleep(0.05)
 
 
-def answers(url):
+def get(url):
+    """Returns the body of a response with status 200, and None if there is none."""
     try:
         with urllib.request.urlopen(url, timeout=5) as response:
-            return response.status == 200
+            return response.read().decode()
     except OSError:
-        return False
+        return None
 
 
 def pongs(port):
