@@ -2,35 +2,30 @@
 
 use std::fmt;
 
-use crate::target::TargetError;
-
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// The arguments contradict each other or exceed this machine.
+    /// The arguments are wrong, contradict each other or exceed this machine.
     Arguments(String),
-    Target(TargetError),
+    /// The connection to a target failed.
+    Unreachable(String),
+    /// A target is not a Socket.IO server of revision 5.
+    NotSocketIo(String),
 }
 
 impl Failure {
     pub(crate) fn status(&self) -> u8 {
         match self {
-            Self::Arguments(_) | Self::Target(TargetError::Address(_)) => 2,
-            Self::Target(TargetError::Unreachable(_)) => 1,
-            Self::Target(TargetError::NotSocketIo(_)) => 3,
+            Self::Arguments(_) => 2,
+            Self::Unreachable(_) => 1,
+            Self::NotSocketIo(_) => 3,
         }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Arguments(said)
-            | Self::Target(
-                TargetError::Address(said)
-                | TargetError::Unreachable(said)
-                | TargetError::NotSocketIo(said),
-            ) => formatter.write_str(said),
-        }
+        let (Self::Arguments(said) | Self::Unreachable(said) | Self::NotSocketIo(said)) = self;
+        formatter.write_str(said)
     }
 }
 

@@ -39,10 +39,7 @@ impl Gauge {
 
     /// Reads the metric, summed over all its labels.
     pub(crate) fn read(&self) -> anyhow::Result<f64> {
-        let answer = self
-            .place
-            .exchange(&self.path, None)
-            .map_err(Failure::Target)?;
+        let answer = self.place.exchange(&self.path, None)?;
         let text = String::from_utf8_lossy(&answer.body);
         sum(&text, &self.name).ok_or_else(|| {
             let said = format!("--gauge: there is no metric {} at {}", self.name, self.path);

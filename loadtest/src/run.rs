@@ -171,15 +171,15 @@ impl Run {
 /// Parses the targets of a command line.
 pub(crate) fn targets(common: &Common) -> Result<Vec<Target>, Failure> {
     let targets = common.targets.iter();
-    let targets = targets.map(|text| Target::parse(text, &common.path).map_err(Failure::Target));
+    let targets = targets.map(|text| Target::parse(text, &common.path));
     targets.collect()
 }
 
 /// Fails if a target is not a server that the clients can use.
 pub(crate) fn check(targets: &[Target], common: &Common) -> Result<(), Failure> {
     let needs_polling = common.transport != Transport::Websocket;
-    let mut checks = targets.iter().map(|target| target.check(needs_polling));
-    checks.try_for_each(|check| check.map_err(Failure::Target))
+    let mut targets = targets.iter();
+    targets.try_for_each(|target| target.check(needs_polling))
 }
 
 /// Fails if the run needs more descriptors than the limit allows.
