@@ -18,52 +18,41 @@ pub(crate) struct Answer {
     pub(crate) end: usize,
 }
 
+/// The bytes are not HTTP, or longer than any response to a polling client.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Read {
-    Partial,
-    Whole(Answer),
-    /// Not HTTP, or longer than any response to a polling client.
-    Invalid,
-}
+pub(crate) struct Invalid;
 
-/// Parses the response at the start of `bytes`. `has_ended`: the connection is closed, no bytes
-/// follow.
-pub(crate) fn read(bytes: &[u8], has_ended: bool) -> Read {
+/// Parses the response at the start of `bytes`. Returns `None` while it is incomplete. `has_ended`:
+/// the connection is closed, no bytes follow.
+pub(crate) fn read(bytes: &[u8], has_ended: bool) -> Result<Option<Answer>, Invalid> {
     let Some(head_end) = head_end(bytes) else {
         let can_be = bytes.len() < LONGEST_HEAD_BYTES
             && b"HTTP/1.".starts_with(&bytes[..bytes.len().min(7)]);
         return if can_be && !has_ended {
-            Read::Partial
+            Ok(None)
         } else {
-            Read::Invalid
+            Err(Invalid)
         };
     };
-    let Some(head) = Head::parse(&bytes[..head_end]) else {
-        return Read::Invalid;
-    };
+    let head = Head::parse(&bytes[..head_end]).ok_or(Invalid)?;
     let rest = &bytes[head_end..];
-    let (body, length) = match head.framing {
-        Framing::Length(length) if length > LONGEST_BODY_BYTES => return Read::Invalid,
-        Framing::Length(length) => match rest.get(..length) {
-            Some(body) => (body.to_vec(), length),
-            None => return Read::Partial,
-        },
-        Framing::Chunks => match read_chunks(rest) {
-            Chunks::Partial if rest.len() < 2 * LONGEST_BODY_BYTES => return Read::Partial,
-            Chunks::Partial | Chunks::Invalid => return Read::Invalid,
-            Chunks::Whole { body, length } => (body, length),
-        },
-        Framing::UntilEnd if has_ended => (rest.to_vec(), rest.len()),
-        Framing::UntilEnd if rest.len() < LONGEST_BODY_BYTES => return Read::Partial,
-        Framing::UntilEnd => return Read::Invalid,
+    let found = match head.framing {
+        Framing::Length(length) if length > LONGEST_BODY_BYTES => return Err(Invalid),
+        Framing::Length(length) => rest.get(..length).map(|body| (body.to_vec(), length)),
+        Framing::Chunks => read_chunks(rest)?,
+        Framing::UntilEnd => has_ended.then(|| (rest.to_vec(), rest.len())),
     };
-    Read::Whole(Answer {
+    let Some((body, length)) = found else {
+        let can_be = !has_ended && rest.len() < 2 * LONGEST_BODY_BYTES;
+        return can_be.then_some(None).ok_or(Invalid);
+    };
+    Ok(Some(Answer {
         status: head.status,
         cookies: head.cookies,
         body,
         is_kept: head.is_kept,
         end: head_end + length,
-    })
+    }))
 }
 
 /// Sends a request and reads the response. A response that is not HTTP is `InvalidData`.
@@ -74,8 +63,8 @@ pub(crate) fn exchange(stream: &mut TcpStream, request: &[u8]) -> io::Result<Ans
         let count = stream.read(&mut buffer)?;
         bytes.extend_from_slice(&buffer[..count]);
         match read(&bytes, count == 0) {
-            Read::Whole(answer) => return Ok(answer),
-            Read::Partial if count > 0 => {}
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) if count > 0 => {}
             _ => return Err(ErrorKind::InvalidData.into()),
         }
     }
@@ -153,36 +142,29 @@ impl Head {
     }
 }
 
-enum Chunks {
-    Partial,
-    Whole { body: Vec<u8>, length: usize },
-    Invalid,
-}
-
-fn read_chunks(bytes: &[u8]) -> Chunks {
+/// Reads the chunks of a body. Returns it with its length in the buffer, or `None` while it is
+/// incomplete.
+fn read_chunks(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, Invalid> {
     let mut body = Vec::new();
     let mut at = 0;
     loop {
         let rest = &bytes[at..];
         let (start, size) = match httparse::parse_chunk_size(rest) {
             Ok(httparse::Status::Complete((start, size))) => (start, size as usize),
-            Ok(httparse::Status::Partial) if rest.len() <= 100 => return Chunks::Partial,
-            _ => return Chunks::Invalid,
+            Ok(httparse::Status::Partial) if rest.len() <= 100 => return Ok(None),
+            _ => return Err(Invalid),
         };
         if size > LONGEST_BODY_BYTES - body.len() {
-            return Chunks::Invalid;
+            return Err(Invalid);
         }
         let Some(chunk) = rest.get(start..start + size + 2) else {
-            return Chunks::Partial;
+            return Ok(None);
         };
-        let (data, line) = chunk.split_at(size);
-        if line != b"\r\n" {
-            // Trailers after the last chunk: servers do not send them to polling clients.
-            return Chunks::Invalid;
-        }
+        // Trailers after the last chunk are invalid: servers do not send them to polling clients.
+        let data = chunk.strip_suffix(b"\r\n").ok_or(Invalid)?;
         at += start + size + 2;
         if size == 0 {
-            return Chunks::Whole { body, length: at };
+            return Ok(Some((body, at)));
         }
         body.extend_from_slice(data);
     }
@@ -224,17 +206,16 @@ mod tests {
     use super::*;
 
     fn whole(text: &str, has_ended: bool) -> Answer {
-        match read(text.as_bytes(), has_ended) {
-            Read::Whole(answer) => answer,
-            other => panic!("{text:?}: {other:?}"),
-        }
+        let answer = read(text.as_bytes(), has_ended).unwrap();
+        answer.expect(text)
     }
 
     #[test]
     fn an_answer_with_a_length_is_whole_when_its_body_is() {
         let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n4abcd";
         for cut in 0..text.len() {
-            assert_eq!(read(&text.as_bytes()[..cut], false), Read::Partial);
+            assert_eq!(read(&text.as_bytes()[..cut], false), Ok(None));
+            assert_eq!(read(&text.as_bytes()[..cut], true), Err(Invalid));
         }
         let answer = whole(&format!("{text}HTTP/1.1 2"), false);
         assert_eq!(
@@ -248,7 +229,7 @@ mod tests {
     fn chunks_are_joined() {
         let text = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA;x\r\n0123456789\r\n0\r\n\r\n";
         for cut in 0..text.len() {
-            assert_eq!(read(&text.as_bytes()[..cut], false), Read::Partial);
+            assert_eq!(read(&text.as_bytes()[..cut], false), Ok(None));
         }
         assert_eq!(whole(text, false).body, b"abc0123456789");
     }
@@ -256,7 +237,7 @@ mod tests {
     #[test]
     fn a_body_without_a_length_ends_with_the_connection() {
         let text = "HTTP/1.0 200 OK\r\n\r\nabc";
-        assert_eq!(read(text.as_bytes(), false), Read::Partial);
+        assert_eq!(read(text.as_bytes(), false), Ok(None));
         let answer = whole(text, true);
         assert_eq!((answer.body, answer.is_kept), (b"abc".to_vec(), false));
     }
@@ -278,11 +259,11 @@ mod tests {
             "-ERR unknown",
             "HTTP/1.1 2x0 no\r\n\r\n",
         ] {
-            assert_eq!(read(text.as_bytes(), false), Read::Invalid, "{text}");
+            assert_eq!(read(text.as_bytes(), false), Err(Invalid), "{text}");
         }
         let endless = "HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n";
-        assert_eq!(read(endless.as_bytes(), false), Read::Invalid);
-        assert_eq!(read(b"", true), Read::Invalid);
+        assert_eq!(read(endless.as_bytes(), false), Err(Invalid));
+        assert_eq!(read(b"", true), Err(Invalid));
     }
 
     #[test]

@@ -86,99 +86,60 @@ fn number(digits: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// Packets as the official encoder writes them: messages, then kind, namespace, id and body.
-    const VECTORS: [(&str, Kind, &str, Option<u64>, &str); 19] = [
-        ("0", Kind::Connect, "/", None, ""),
-        (
-            r#"0{"sid":"abc"}"#,
-            Kind::Connect,
-            "/",
-            None,
-            r#"{"sid":"abc"}"#,
-        ),
-        (
-            r#"0/chat,{"sid":"abc"}"#,
-            Kind::Connect,
-            "/chat",
-            None,
-            r#"{"sid":"abc"}"#,
-        ),
-        ("0/chat", Kind::Connect, "/chat", None, ""),
-        ("1", Kind::Disconnect, "/", None, ""),
-        ("1/chat,", Kind::Disconnect, "/chat", None, ""),
-        (r#"2["a"]"#, Kind::Event, "/", None, r#"["a"]"#),
-        (
-            r#"2["a",1,"b",null,true,{"c":[]}]"#,
-            Kind::Event,
-            "/",
-            None,
-            r#"["a",1,"b",null,true,{"c":[]}]"#,
-        ),
-        (r#"2/chat,["a"]"#, Kind::Event, "/chat", None, r#"["a"]"#),
-        (r#"20["a"]"#, Kind::Event, "/", Some(0), r#"["a"]"#),
-        (r#"212["a"]"#, Kind::Event, "/", Some(12), r#"["a"]"#),
-        (
-            r#"2/chat,12["a"]"#,
-            Kind::Event,
-            "/chat",
-            Some(12),
-            r#"["a"]"#,
-        ),
-        ("30[]", Kind::Ack, "/", Some(0), "[]"),
-        (
-            r#"3/chat,7["x",1]"#,
-            Kind::Ack,
-            "/chat",
-            Some(7),
-            r#"["x",1]"#,
-        ),
-        (
-            r#"4{"message":"no"}"#,
-            Kind::ConnectError,
-            "/",
-            None,
-            r#"{"message":"no"}"#,
-        ),
-        (
-            r#"4/chat,"text""#,
-            Kind::ConnectError,
-            "/chat",
-            None,
-            r#""text""#,
-        ),
-        (
-            r#"51-["a",{"_placeholder":true,"num":0}]"#,
-            Kind::Binary,
-            "/",
-            None,
-            r#"["a",{"_placeholder":true,"num":0}]"#,
-        ),
-        (
-            r#"61-/chat,9["x"]"#,
-            Kind::Binary,
-            "/chat",
-            Some(9),
-            r#"["x"]"#,
-        ),
-        (
-            "2/é ?x=1,[\"é€😀\"]",
-            Kind::Event,
-            "/é ?x=1",
-            None,
-            "[\"é€😀\"]",
-        ),
-    ];
+    /// Packets as the official encoder writes them: the message, namespace, id and body.
+    const VECTORS: &str = r#"
+        0                                           | /       |    |
+        0{"sid":"abc"}                              | /       |    | {"sid":"abc"}
+        0/chat,{"sid":"abc"}                        | /chat   |    | {"sid":"abc"}
+        0/chat                                      | /chat   |    |
+        1                                           | /       |    |
+        1/chat,                                     | /chat   |    |
+        2["a"]                                      | /       |    | ["a"]
+        2["a",1,"b",null,true,{"c":[]}]             | /       |    | ["a",1,"b",null,true,{"c":[]}]
+        2/chat,["a"]                                | /chat   |    | ["a"]
+        20["a"]                                     | /       | 0  | ["a"]
+        212["a"]                                    | /       | 12 | ["a"]
+        2/chat,12["a"]                              | /chat   | 12 | ["a"]
+        2/é ?x=1,["é€😀"]                           | /é ?x=1 |    | ["é€😀"]
+        30[]                                        | /       | 0  | []
+        3/chat,7["x",1]                             | /chat   | 7  | ["x",1]
+        4{"message":"no"}                           | /       |    | {"message":"no"}
+        4/chat,"text"                               | /chat   |    | "text"
+        51-["a",{"_placeholder":true,"num":0}]      | /       |    | ["a",{"_placeholder":true,"num":0}]
+        61-/chat,9["x"]                             | /chat   | 9  | ["x"]
+    "#;
+
+    /// Message, namespace, and the packet.
+    fn vectors() -> impl Iterator<Item = (&'static str, &'static str, Packet<'static>)> {
+        use Kind::{Ack, Binary, Connect, ConnectError, Disconnect, Event};
+        VECTORS.trim().lines().map(|line| {
+            let mut cells = line.split('|').map(str::trim);
+            let [message, namespace, ack, body] = [(); 4].map(|()| cells.next().unwrap());
+            let number = usize::from(message.as_bytes()[0] - b'0');
+            let kinds = [
+                Connect,
+                Disconnect,
+                Event,
+                Ack,
+                ConnectError,
+                Binary,
+                Binary,
+            ];
+            let packet = Packet {
+                kind: kinds[number],
+                ack: ack.parse().ok(),
+                body: body.as_bytes(),
+            };
+            (message, namespace, packet)
+        })
+    }
 
     #[test]
     fn packets_of_the_official_encoder_are_read() {
-        for (message, kind, namespace, ack, body) in VECTORS {
-            let body = body.as_bytes();
-            let packet = Packet { kind, ack, body };
-            assert_eq!(
-                read(message.as_bytes(), namespace),
-                Some(packet),
-                "{message}"
-            );
+        assert_eq!(vectors().count(), 19);
+        for (message, namespace, packet) in vectors() {
+            let found = read(message.as_bytes(), namespace);
+            assert_eq!(found, Some(packet), "{message}");
             let elsewhere = read(message.as_bytes(), "/elsewhere");
             assert_eq!(elsewhere, None, "{message}");
         }
@@ -186,11 +147,11 @@ mod tests {
 
     #[test]
     fn events_and_acks_are_written_as_the_official_encoder_writes_them() {
-        for (message, kind, namespace, ack, body) in VECTORS {
-            if matches!(kind, Kind::Event | Kind::Ack) {
+        for (message, namespace, packet) in vectors() {
+            if matches!(packet.kind, Kind::Event | Kind::Ack) {
                 let mut out = Vec::new();
-                write_head(&mut out, message.as_bytes()[0], namespace, ack);
-                out.extend_from_slice(body.as_bytes());
+                write_head(&mut out, message.as_bytes()[0], namespace, packet.ack);
+                out.extend_from_slice(packet.body);
                 assert_eq!(String::from_utf8(out).unwrap(), format!("4{message}"));
             }
         }

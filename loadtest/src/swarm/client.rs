@@ -345,13 +345,13 @@ impl Client {
             return Ok(());
         }
         let answer = match http::read(bytes, has_ended) {
-            http::Read::Whole(answer) => answer,
-            http::Read::Partial => {
+            Ok(Some(answer)) => answer,
+            Ok(None) => {
                 self.keep(slot, bytes);
                 return Ok(());
             }
-            http::Read::Invalid if has_ended => return Err(End::Closed),
-            http::Read::Invalid => return Err(End::Protocol("a response that is not HTTP".into())),
+            Err(_) if has_ended => return Err(End::Closed),
+            Err(_) => return Err(End::Protocol("a response that is not HTTP".into())),
         };
         if !answer.is_kept || has_ended {
             self.links[slot] = None;
