@@ -22,7 +22,7 @@ use serde_json::{Value, value::RawValue};
 
 use super::{
     Mode,
-    account::{Entry, Receiver},
+    account::{Entry, Publication, Receiver, Told},
     lock,
     publisher::EVENT,
     stage::{Addresses, NODES, Places},
@@ -39,14 +39,17 @@ use crate::{
 pub(super) enum Order {
     /// All clients are torn down, at random times within a span, and are away for about so long.
     Tear { within: Nanos, away: Nanos },
-    /// So many clients stop reading. They are owed nothing any more.
-    Stall(usize),
+    /// Every tenth client stops reading. They are owed nothing any more.
+    StallTenth,
     /// Clients that lose their connection come back at once.
     Hurry,
 }
 
 /// The clients of a mode, in a thread of their own.
 pub(super) struct Crowd {
+    pub(super) mode: Mode,
+    clients: usize,
+    rooms: usize,
     shared: Arc<Shared>,
     thread: JoinHandle<anyhow::Result<Vec<Receiver>>>,
 }
@@ -71,9 +74,15 @@ impl Crowd {
     ) -> Self {
         let shared: Arc<Shared> = Arc::default();
         let (own, places) = (Arc::clone(&shared), Arc::clone(places));
-        let clients = Clients::new(mode, clients, rooms);
-        let thread = thread::spawn(move || run(clients, transport, &own, &places));
-        Self { shared, thread }
+        let all = Clients::new(mode, clients, rooms);
+        let thread = thread::spawn(move || run(all, transport, &own, &places));
+        Self {
+            mode,
+            clients,
+            rooms,
+            shared,
+            thread,
+        }
     }
 
     pub(super) fn order(&self, order: Order) {
@@ -95,8 +104,21 @@ impl Crowd {
         lock(&self.shared.ends).clone()
     }
 
-    pub(super) fn has_failed(&self) -> bool {
-        self.thread.is_finished()
+    /// Whether all clients are members of their room. If their thread has failed, `finish` tells why.
+    pub(super) fn has_joined(&self) -> bool {
+        self.thread.is_finished() || self.joined() >= self.clients
+    }
+
+    /// How many messages the clients are owed that were accepted.
+    pub(super) fn owed(&self, publications: &[Publication]) -> u64 {
+        let (clients, rooms) = (self.clients, self.rooms);
+        let members = |room| clients / rooms + usize::from(room < clients % rooms);
+        let accepted = publications.iter().map(|publication| {
+            let sent = publication.sent.iter();
+            let accepted = sent.filter(|sent| sent.told == Told::Accepted).count();
+            accepted * members(publication.room)
+        });
+        accepted.sum::<usize>() as u64
     }
 
     pub(super) fn finish(self) -> anyhow::Result<Vec<Receiver>> {
@@ -239,9 +261,10 @@ impl Clients {
         }
     }
 
+    /// How many clients are members of their room. Those that have stopped reading need not be.
     fn joined(&self) -> usize {
-        let joined = self.clients.iter().filter(|one| one.state == State::Joined);
-        joined.count()
+        let is_there = |one: &&One| one.is_stalled || one.state == State::Joined;
+        self.clients.iter().filter(is_there).count()
     }
 
     fn obey(&mut self, order: Order, swarm: &mut Swarm) {
@@ -253,7 +276,8 @@ impl Clients {
                     one.torn = Some((at, around(away, &mut self.random)));
                 }
             }
-            Order::Stall(count) => {
+            Order::StallTenth => {
+                let count = self.clients.len() / 10;
                 for (index, one) in self.clients.iter_mut().enumerate().take(count) {
                     one.is_stalled = true;
                     if one.state == State::Joined {

@@ -55,11 +55,8 @@ pub(super) fn bar(number: u32) -> Bar {
 /// The things on which a fault may act.
 pub(super) struct Scene<'a> {
     pub(super) stage: &'a mut Stage,
-    /// Clients of each mode.
-    pub(super) clients: usize,
+    /// The clients of each mode.
     pub(super) crowds: &'a [Crowd],
-    /// How many clients of each mode have stopped reading.
-    pub(super) stalled: usize,
     /// When the fault was over, if that was before `cause` returned.
     pub(super) over: Option<Nanos>,
     /// Which nodes were drained, and when.
@@ -67,6 +64,10 @@ pub(super) struct Scene<'a> {
 }
 
 impl Fault {
+    const fn with(self, setup: Setup) -> Self {
+        Self { setup, ..self }
+    }
+
     /// Why this machine cannot cause it.
     pub(super) fn missing(&self, servers: Servers) -> Option<&'static str> {
         if servers != Servers::Roomcast && !ON_NODE_JS.contains(&self.number) {
@@ -139,100 +140,86 @@ const SIMPLE: Setup = Setup {
     has_balancer: false,
 };
 
+/// A fault of nodes that need nothing special.
+const fn fault(
+    number: u32,
+    name: &'static str,
+    cause: fn(&mut Scene<'_>) -> anyhow::Result<()>,
+) -> Fault {
+    Fault {
+        number,
+        name,
+        setup: SIMPLE,
+        cause,
+    }
+}
+
 /// Every fault that this program can cause, in the order of the table.
 pub(super) const FAULTS: &[Fault] = &[
-    Fault {
-        number: 1,
-        name: "a node is killed, and started again after 3 s",
-        setup: SIMPLE,
-        cause: |scene| {
+    fault(
+        1,
+        "a node is killed, and started again after 3 s",
+        |scene| {
             scene.kill_node();
             pause(3);
             scene.stage.start_node(0)
         },
-    },
-    Fault {
-        number: 2,
-        name: "a node is stopped for 10 s",
-        setup: SIMPLE,
-        cause: |scene| stop(scene, 10),
-    },
-    Fault {
-        number: 2,
-        name: "a node is stopped for 60 s",
-        setup: SIMPLE,
-        cause: |scene| stop(scene, 60),
-    },
-    Fault {
-        number: 3,
-        name: "each node is drained and started again",
-        setup: SIMPLE,
-        cause: |scene| {
-            for node in 0..NODES {
+    ),
+    fault(2, "a node is stopped for 10 s", |scene| stop(scene, 10)),
+    fault(2, "a node is stopped for 60 s", |scene| stop(scene, 60)),
+    fault(3, "each node is drained and started again", |scene| {
+        for node in 0..NODES {
+            scene.drain(node)?;
+        }
+        Ok(())
+    }),
+    fault(3, "the same, but one of the nodes is killed", |scene| {
+        for node in 0..NODES {
+            if node == 1 {
+                scene.stage.kill_node(node);
+                scene.stage.start_node(node)?;
+                // Its clients come back at once. The pace is that of the drains.
+                pause(5);
+            } else {
                 scene.drain(node)?;
             }
-            Ok(())
-        },
-    },
-    Fault {
-        number: 3,
-        name: "the same, but one of the nodes is killed",
-        setup: SIMPLE,
-        cause: |scene| {
-            for node in 0..NODES {
-                if node == 1 {
-                    scene.stage.kill_node(node);
-                    scene.stage.start_node(node)?;
-                    // Its clients come back at once. The pace is that of the drains.
-                    pause(5);
-                } else {
-                    scene.drain(node)?;
-                }
-            }
-            Ok(())
-        },
-    },
-    Fault {
-        number: 4,
-        name: "Redis is killed, and started empty after 2 s",
-        setup: SIMPLE,
-        cause: restart_redis,
-    },
-    Fault {
-        number: 5,
-        name: "Redis is killed, and started with its data after 2 s",
-        setup: Setup {
-            is_durable: true,
-            ..SIMPLE
-        },
-        cause: restart_redis,
-    },
-    Fault {
-        number: 6,
-        name: "Redis is paused for 10 s",
-        setup: SIMPLE,
-        cause: |scene| {
-            let mut command = redis::cmd("CLIENT");
-            command.arg("PAUSE").arg(10_000).arg("ALL");
-            scene.stage.ask_redis(&command)?;
-            pause(10);
-            Ok(())
-        },
-    },
-    Fault {
-        number: 7,
-        name: "Redis is killed, and Sentinel promotes its replica",
-        setup: Setup {
-            replica: Replica::Sentinel,
-            ..SIMPLE
-        },
-        cause: |scene| scene.stage.fail_over(),
-    },
-    Fault {
-        number: 8,
-        name: "all subscribers are cut by the output buffer limit, three times",
-        setup: SIMPLE,
-        cause: |scene| {
+        }
+        Ok(())
+    }),
+    fault(
+        4,
+        "Redis is killed, and started empty after 2 s",
+        restart_redis,
+    ),
+    fault(
+        5,
+        "Redis is killed, and started with its data after 2 s",
+        restart_redis,
+    )
+    .with(Setup {
+        is_durable: true,
+        ..SIMPLE
+    }),
+    fault(6, "Redis is paused for 10 s", |scene| {
+        let mut command = redis::cmd("CLIENT");
+        command.arg("PAUSE").arg(10_000).arg("ALL");
+        scene.stage.ask_redis(&command)?;
+        pause(10);
+        Ok(())
+    }),
+    fault(
+        7,
+        "Redis is killed, and Sentinel promotes its replica",
+        |scene| scene.stage.fail_over(),
+    )
+    .with(Setup {
+        replica: Replica::Sentinel,
+        ..SIMPLE
+    }),
+    fault(
+        8,
+        "all subscribers are cut by the output buffer limit, three times",
+        |scene| {
             let mut limit = redis::cmd("CONFIG");
             limit
                 .arg("SET")
@@ -245,30 +232,27 @@ pub(super) const FAULTS: &[Fault] = &[
             }
             Ok(())
         },
-    },
-    Fault {
-        number: 9,
-        name: "the subscriber's connection is half open for 10 s",
-        setup: SIMPLE,
-        cause: |scene| {
+    ),
+    fault(
+        9,
+        "the subscriber's connection is half open for 10 s",
+        |scene| {
             scene.weather(Which::Subscribers, Weather::HalfOpen, seconds(10));
             Ok(())
         },
-    },
-    Fault {
-        number: 10,
-        name: "nothing reaches the subscriber for 10 s, while TCP is healthy",
-        setup: SIMPLE,
-        cause: |scene| {
+    ),
+    fault(
+        10,
+        "nothing reaches the subscriber for 10 s, while TCP is healthy",
+        |scene| {
             scene.weather(Which::Subscribers, Weather::Deaf, seconds(10));
             Ok(())
         },
-    },
-    Fault {
-        number: 11,
-        name: "the publisher's connection is cut within a command, ten times",
-        setup: SIMPLE,
-        cause: |scene| {
+    ),
+    fault(
+        11,
+        "the publisher's connection is cut within a command, ten times",
+        |scene| {
             for _ in 0..10 {
                 let bytes = scene.stage.random.usize(1..2000);
                 let weather = Weather::CutAfter(bytes);
@@ -278,12 +262,11 @@ pub(super) const FAULTS: &[Fault] = &[
             scene.stage.weather(0, Which::All, Weather::Fair);
             Ok(())
         },
-    },
-    Fault {
-        number: 12,
-        name: "loss, delay and resets between a node and Redis for 10 s",
-        setup: SIMPLE,
-        cause: |scene| {
+    ),
+    fault(
+        12,
+        "loss, delay and resets between a node and Redis for 10 s",
+        |scene| {
             scene.stage.weather(0, Which::All, Weather::Lossy);
             for _ in 0..5 {
                 pause(2);
@@ -292,46 +275,37 @@ pub(super) const FAULTS: &[Fault] = &[
             scene.stage.weather(0, Which::All, Weather::Fair);
             Ok(())
         },
-    },
-    Fault {
-        number: 13,
-        name: "clients are torn down at random every 15 s, and are away for 2 s",
-        setup: SIMPLE,
-        cause: |scene| {
+    ),
+    fault(
+        13,
+        "clients are torn down at random every 15 s, and are away for 2 s",
+        |scene| {
             for _ in 0..4 {
                 scene.tear(13 * SECOND, 2 * SECOND);
                 pause(15);
             }
             Ok(())
         },
-    },
-    Fault {
-        number: 14,
-        name: "every tenth client stops reading",
-        setup: SIMPLE,
-        cause: |scene| {
-            scene.stalled = scene.clients / 10;
-            scene.order(Order::Stall(scene.stalled));
-            pause(10);
-            Ok(())
-        },
-    },
-    Fault {
-        number: 15,
-        name: "a node is killed, and its clients return at once to the two others",
-        setup: SIMPLE,
-        cause: |scene| {
+    ),
+    fault(14, "every tenth client stops reading", |scene| {
+        scene.order(Order::StallTenth);
+        pause(10);
+        Ok(())
+    }),
+    fault(
+        15,
+        "a node is killed, and its clients return at once to the two others",
+        |scene| {
             scene.order(Order::Hurry);
             pause(1);
             scene.kill_node();
             Ok(())
         },
-    },
-    Fault {
-        number: 16,
-        name: "nodes with another dialect, parser and prefix use the same Redis for 5 s",
-        setup: SIMPLE,
-        cause: |scene| {
+    ),
+    fault(
+        16,
+        "nodes with another dialect, parser and prefix use the same Redis for 5 s",
+        |scene| {
             let options = [
                 "--redis-dialect=sharded-dynamic",
                 "--redis-parser=json",
@@ -349,47 +323,41 @@ pub(super) const FAULTS: &[Fault] = &[
             }
             Ok(())
         },
-    },
-    Fault {
-        number: 17,
-        name: "the clock of a node is an hour ahead, and that of another one an hour behind",
-        setup: Setup {
-            has_wrong_clocks: true,
-            ..SIMPLE
-        },
-        cause: |scene| {
+    ),
+    fault(
+        17,
+        "the clock of a node is an hour ahead, and that of another one an hour behind",
+        |scene| {
             // They come back to nodes with another clock.
             scene.tear(5 * SECOND, SECOND);
             pause(10);
             Ok(())
         },
-    },
-    Fault {
-        number: 18,
-        name: "Redis loses the nodes' leases, five times",
-        setup: SIMPLE,
-        cause: |scene| {
-            for _ in 0..5 {
-                scene.stage.lose_leases()?;
-                pause(1);
-            }
-            Ok(())
-        },
-    },
-    Fault {
-        number: 19,
-        name: "the primary is demoted behind the same name, and its connections stay open",
-        setup: Setup {
-            replica: Replica::Hidden,
-            ..SIMPLE
-        },
-        cause: |scene| scene.stage.demote(),
-    },
-    Fault {
-        number: 20,
-        name: "the right to the channels is revoked for 5 s",
-        setup: SIMPLE,
-        cause: |scene| {
+    )
+    .with(Setup {
+        has_wrong_clocks: true,
+        ..SIMPLE
+    }),
+    fault(18, "Redis loses the nodes' leases, five times", |scene| {
+        for _ in 0..5 {
+            scene.stage.lose_leases()?;
+            pause(1);
+        }
+        Ok(())
+    }),
+    fault(
+        19,
+        "the primary is demoted behind the same name, and its connections stay open",
+        |scene| scene.stage.demote(),
+    )
+    .with(Setup {
+        replica: Replica::Hidden,
+        ..SIMPLE
+    }),
+    fault(
+        20,
+        "the right to the channels is revoked for 5 s",
+        |scene| {
             let rights = |rule: &str| {
                 let mut command = redis::cmd("ACL");
                 command.arg("SETUSER").arg("default").arg(rule);
@@ -400,7 +368,7 @@ pub(super) const FAULTS: &[Fault] = &[
             scene.stage.ask_redis(&rights("allchannels"))?;
             Ok(())
         },
-    },
+    ),
 ];
 
 fn stop(scene: &mut Scene<'_>, time: u64) -> anyhow::Result<()> {

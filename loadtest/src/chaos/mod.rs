@@ -40,7 +40,7 @@ use crate::{
     say,
     swarm::Transport,
 };
-use account::{Drain, Promise, Publication, Tally, Told, account, pace};
+use account::{Promise, Publication, Receiver, Tally, account, pace};
 use crowd::Crowd;
 use faults::{FAULTS, Fault, Scene};
 use publisher::Publisher;
@@ -169,6 +169,20 @@ impl Chaos {
         }
     }
 
+    /// Starts clients of a mode.
+    fn crowd(&self, mode: Mode, transport: Transport, clients: u32, places: &Arc<Places>) -> Crowd {
+        let (clients, rooms) = (clients as usize, self.rooms as usize);
+        Crowd::start(mode, transport, clients, rooms, places)
+    }
+
+    /// Writes the result to standard output and to `--output`.
+    fn publish(&self, text: &str) -> anyhow::Result<()> {
+        if let Some(path) = &self.output {
+            std::fs::write(path, text).with_context(|| path.display().to_string())?;
+        }
+        say(text.trim_end())
+    }
+
     /// The row of a mode.
     fn of(&self, mode: Mode) -> Of {
         match self.servers {
@@ -223,19 +237,12 @@ pub(crate) fn run(options: &Chaos) -> anyhow::Result<bool> {
     let folder = Folder::new(options.folder.as_deref())?;
     let mut rows = Vec::new();
     for fault in faults {
-        let modes = options.modes().iter();
-        let mut of_fault: Vec<Row> = modes
-            .clone()
-            .map(|mode| Row::new(fault, options.of(*mode)))
-            .collect();
-        if options.member {
-            of_fault.extend(modes.map(|mode| Row::new(fault, Of::Member(*mode))));
-        }
         if let Some(reason) = fault.missing(options.servers) {
             progress(&format!("fault {}: {reason}", fault.number));
             rows.push(Row::new(fault, Of::Nobody(reason)));
             continue;
         }
+        let mut of_fault = Vec::new();
         for round in 1..=options.rounds {
             let index = FAULTS.iter().position(|one| one.name == fault.name);
             let name = format!(
@@ -245,23 +252,20 @@ pub(crate) fn run(options: &Chaos) -> anyhow::Result<bool> {
             );
             let of_round = one(options, fault, &folder.path.join(&name))
                 .with_context(|| format!("fault {}, round {round}", fault.number))?;
-            for (row, of_round) in of_fault.iter_mut().zip(of_round) {
-                progress(&format!(
-                    "fault {}, round {round} of {}: {}",
-                    fault.number,
-                    options.rounds,
-                    of_round.line()
-                ));
-                row.add(of_round);
+            for row in &of_round {
+                let (number, of, line) = (fault.number, options.rounds, row.line());
+                progress(&format!("fault {number}, round {round} of {of}: {line}"));
+            }
+            if of_fault.is_empty() {
+                of_fault = of_round;
+            } else {
+                let pairs = of_fault.iter_mut().zip(of_round);
+                pairs.for_each(|(row, of_round)| row.add(of_round));
             }
         }
         rows.extend(of_fault);
     }
-    let text = table::markdown(&rows);
-    if let Some(path) = &options.output {
-        std::fs::write(path, &text).with_context(|| path.display().to_string())?;
-    }
-    say(text.trim_end())?;
+    options.publish(&table::markdown(&rows))?;
     Ok(rows.iter().all(Row::meets_bars))
 }
 
@@ -275,132 +279,142 @@ fn one(options: &Chaos, fault: &Fault, folder: &Path) -> anyhow::Result<Vec<Row>
     let mut stage = Stage::start(folder, options.programs()?, modes, setup)?;
     let member = options.member.then(|| stage.start_member()).transpose()?;
     let watcher = Watcher::start(&stage.places);
-    let (clients, rooms) = (options.clients as usize, options.rooms as usize);
-    let start = |places| {
-        let start = |mode: &Mode| Crowd::start(*mode, Transport::Websocket, clients, rooms, places);
-        modes.iter().map(start).collect::<Vec<_>>()
-    };
-    let mut crowds = start(&stage.places);
-    let members = member.as_ref().map(start).unwrap_or_default();
-    let all_joined = |crowds: &[Crowd], owed: usize| {
-        let is_there = |crowd: &Crowd| crowd.has_failed() || crowd.joined() >= owed;
-        crowds.iter().all(is_there)
-    };
-    wait_until("all clients", || {
-        Ok(all_joined(&crowds, clients) && all_joined(&members, clients))
-    })?;
-    let is_over = Arc::new(AtomicBool::new(false));
-    let publishers = publishers(options, modes, &stage.places, &is_over);
+    let mut crowds = Vec::new();
+    for places in [Some(&stage.places), member.as_ref()].into_iter().flatten() {
+        let start =
+            |mode: &Mode| options.crowd(*mode, Transport::Websocket, options.clients, places);
+        crowds.extend(modes.iter().map(start));
+    }
+    let traffic = Traffic::start(options, modes, &stage.places, watcher, crowds)?;
     thread::sleep(BEFORE);
     let mut scene = Scene {
         stage: &mut stage,
-        clients,
-        crowds: &crowds,
-        stalled: 0,
+        crowds: &traffic.crowds[..modes.len()],
         over: None,
         drains: Vec::new(),
     };
     fault.cause(&mut scene)?;
     let mended = scene.over.unwrap_or_else(clock::now);
-    let (stalled, drains) = (scene.stalled, scene.drains);
+    let drains = scene.drains;
     // A client that does not come back is in the account, so it need not stop the run.
     let back = wait_until("all nodes and clients", || {
-        Ok(stage.is_ready() && all_joined(&crowds, clients - stalled))
+        Ok(stage.is_ready() && traffic.has_joined())
     });
     if let Err(error) = back {
         progress(&format!("after fault {}: {error}", fault.number));
     }
     thread::sleep(AFTER);
-    is_over.store(true, Relaxed);
-    let publications = joined(publishers)?;
-    let of_modes = publications
-        .iter()
-        .map(|of_mode| owed(of_mode, clients, rooms));
-    let mut owed: Vec<u64> = of_modes.collect();
-    if options.member {
-        owed.extend_from_within(..);
-    }
-    crowds.extend(members);
-    settle(&crowds, &owed);
-    let seen = watcher.finish()?;
-    let accounts = accounts(options, crowds, &publications, &seen, mended, &drains)?;
-    let to_row = |(of, tally)| {
+    let ended = traffic.finish()?;
+    let of_clients = modes.iter().map(|mode| options.of(*mode));
+    let of_members = modes.iter().map(|mode| Of::Member(*mode));
+    let to_row = |(of, (mode, receivers)): (Of, &(Mode, Vec<Receiver>))| {
+        let mut tally = ended.account(*mode, receivers, mended);
+        (tally.peak, tally.paced) = pace(receivers, &drains);
         let mut row = Row::new(fault, of);
-        row.found(tally, &seen.metrics);
+        row.tally = tally;
+        row.metrics.clone_from(&ended.seen.metrics);
         row
     };
-    Ok(accounts.into_iter().map(to_row).collect())
+    let all = of_clients.chain(of_members).zip(&ended.receivers);
+    Ok(all.map(to_row).collect())
 }
 
-/// The account of each mode, of the clients of the nodes and then of those of the member.
-fn accounts(
-    options: &Chaos,
+/// The clients and publishers of a run.
+struct Traffic {
     crowds: Vec<Crowd>,
-    publications: &[Vec<Publication>],
-    seen: &Seen,
-    mended: Nanos,
-    drains: &[Drain],
-) -> anyhow::Result<Vec<(Of, Tally)>> {
-    let modes = options.modes();
-    let mut accounts = Vec::new();
-    let of_clients = modes.iter().map(|mode| (*mode, options.of(*mode)));
-    let of_members = modes.iter().map(|mode| (*mode, Of::Member(*mode)));
-    let all = of_clients.chain(of_members).zip(crowds);
-    for (((mode, of), crowd), publications) in all.zip(publications.iter().cycle()) {
-        let promise = Promise {
-            is_journal: mode != Mode::Plain,
-            mended,
-        };
-        let receivers = crowd.finish()?;
-        let mut tally = account(publications, &receivers, seen.reports(mode), promise);
-        (tally.peak, tally.paced) = pace(&receivers, drains);
-        accounts.push((of, tally));
-    }
-    Ok(accounts)
+    publishers: Vec<(Mode, Vec<JoinHandle<Publication>>)>,
+    watcher: Watcher,
+    is_over: Arc<AtomicBool>,
 }
 
-/// Two publishers for each room and mode, at different nodes.
-fn publishers(
-    options: &Chaos,
-    modes: &[Mode],
-    places: &Arc<Places>,
-    is_over: &Arc<AtomicBool>,
-) -> Vec<Vec<JoinHandle<Publication>>> {
-    let of_mode = |mode: &Mode| {
-        let start = |index: u32| {
+/// The records of a run.
+struct Ended {
+    publications: Vec<(Mode, Vec<Publication>)>,
+    /// Of each crowd.
+    receivers: Vec<(Mode, Vec<Receiver>)>,
+    seen: Seen,
+}
+
+impl Traffic {
+    /// Waits until all clients are in their rooms, and starts two publishers for each room and mode, at different nodes.
+    fn start(
+        options: &Chaos,
+        modes: &[Mode],
+        places: &Arc<Places>,
+        watcher: Watcher,
+        crowds: Vec<Crowd>,
+    ) -> anyhow::Result<Self> {
+        wait_until("all clients", || Ok(crowds.iter().all(Crowd::has_joined)))?;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let start = |mode, index: u32| {
             let publisher = Publisher {
-                mode: *mode,
+                mode,
                 index: index as usize,
                 room: (index / PUBLISHERS) as usize,
                 pause: Duration::from_secs(1) / options.rate,
                 places: Arc::clone(places),
-                is_over: Arc::clone(is_over),
+                is_over: Arc::clone(&is_over),
             };
             thread::spawn(move || publisher.run())
         };
-        (0..options.rooms * PUBLISHERS).map(start).collect()
-    };
-    modes.iter().map(of_mode).collect()
+        let of_mode = |mode: &Mode| {
+            let indices = 0..options.rooms * PUBLISHERS;
+            (*mode, indices.map(|index| start(*mode, index)).collect())
+        };
+        Ok(Self {
+            publishers: modes.iter().map(of_mode).collect(),
+            crowds,
+            watcher,
+            is_over,
+        })
+    }
+
+    fn has_joined(&self) -> bool {
+        self.crowds.iter().all(Crowd::has_joined)
+    }
+
+    /// Ends the publishers, and then the clients, once they have received what they are owed.
+    fn finish(self) -> anyhow::Result<Ended> {
+        self.is_over.store(true, Relaxed);
+        let mut ended = Ended {
+            publications: Vec::new(),
+            receivers: Vec::new(),
+            seen: Seen::default(),
+        };
+        for (mode, threads) in self.publishers {
+            let threads = threads.into_iter();
+            let all = threads.map(|thread| thread.join().ok().context("a publisher"));
+            ended
+                .publications
+                .push((mode, all.collect::<anyhow::Result<_>>()?));
+        }
+        let crowds = self.crowds.iter();
+        let owed = crowds.map(|crowd| crowd.owed(ended.publications_of(crowd.mode)));
+        settle(&self.crowds, &owed.collect::<Vec<_>>());
+        ended.seen = self.watcher.finish()?;
+        for crowd in self.crowds {
+            ended.receivers.push((crowd.mode, crowd.finish()?));
+        }
+        Ok(ended)
+    }
 }
 
-/// Waits for the end of all publishers.
-fn joined(publishers: Vec<Vec<JoinHandle<Publication>>>) -> anyhow::Result<Vec<Vec<Publication>>> {
-    let join = |thread: JoinHandle<Publication>| thread.join().ok().context("a publisher");
-    let all = publishers
-        .into_iter()
-        .map(|of_mode| of_mode.into_iter().map(join).collect());
-    all.collect()
-}
+impl Ended {
+    fn publications_of(&self, mode: Mode) -> &[Publication] {
+        let mut all = self.publications.iter();
+        all.find(|(of, _)| *of == mode)
+            .map_or(&[], |(_, found)| found)
+    }
 
-/// How many messages clients of a mode are owed that were accepted.
-fn owed(publications: &[Publication], clients: usize, rooms: usize) -> u64 {
-    let members = |room| clients / rooms + usize::from(room < clients % rooms);
-    let accepted = publications.iter().map(|publication| {
-        let sent = publication.sent.iter();
-        let accepted = sent.filter(|sent| sent.told == Told::Accepted).count();
-        accepted * members(publication.room)
-    });
-    accepted.sum::<usize>() as u64
+    /// The account of clients of a mode. `mended`: when the fault was over.
+    fn account(&self, mode: Mode, receivers: &[Receiver], mended: Nanos) -> Tally {
+        let promise = Promise {
+            is_journal: mode != Mode::Plain,
+            mended,
+        };
+        let publications = self.publications_of(mode);
+        account(publications, receivers, self.seen.reports(mode), promise)
+    }
 }
 
 /// Waits until all clients have received what they are owed, or nothing has arrived for a while.

@@ -4,29 +4,20 @@
 //! Publishers go on meanwhile, so that the clients have missed something. What Redis uses for
 //! them is measured just before, and subtracted.
 
-use std::{
-    fmt::Write as _,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    thread,
-    time::Duration,
-};
+use std::{fmt::Write as _, sync::atomic::Ordering::Relaxed, thread, time::Duration};
 
 use anyhow::Context as _;
 
 use super::{
-    Chaos, Folder, Mode,
-    account::{Entry, Promise, Receiver, account, count},
+    Chaos, Folder, Mode, Traffic,
+    account::{Entry, Receiver, count},
     crowd::{Crowd, Order},
-    joined, owed, publishers, settle, soak,
+    soak,
     stage::{NODES, Setup, Stage, wait_until},
     watcher::Watcher,
 };
 use crate::{
     clock::{self, Nanos, SECOND},
-    say,
     swarm::Transport,
     system::Usage,
 };
@@ -62,36 +53,20 @@ pub(super) fn run(options: &Chaos) -> anyhow::Result<bool> {
     let others = stage.places.nodes[..NODES - 1].iter();
     let are_up = || others.clone().all(|place| place.is_up.load(Relaxed));
     wait_until("two nodes", || Ok(are_up()))?;
-    let (clients, rooms) = (options.clients as usize, options.rooms as usize);
-    let crowd = Crowd::start(MODE, Transport::Websocket, clients, rooms, &stage.places);
-    wait_until("all clients", || Ok(crowd.joined() >= clients))?;
-    let is_over = Arc::new(AtomicBool::new(false));
-    let publishers = publishers(options, &[MODE], &stage.places, &is_over);
+    let crowd = options.crowd(MODE, Transport::Websocket, options.clients, &stage.places);
+    let traffic = Traffic::start(options, &[MODE], &stage.places, watcher, vec![crowd])?;
     let mut rounds = Vec::new();
     for _ in 0..options.rounds {
-        rounds.push(round(&stage, &crowd, clients)?);
+        rounds.push(round(&stage, &traffic.crowds[0], options.clients as usize)?);
     }
-    is_over.store(true, Relaxed);
-    let publications = joined(publishers)?.into_iter().next().unwrap_or_default();
-    let owed = owed(&publications, clients, rooms);
-    let crowds = [crowd];
-    settle(&crowds, &[owed]);
-    let seen = watcher.finish()?;
-    let [crowd] = crowds;
-    let receivers = crowd.finish()?;
-    let promise = Promise {
-        is_journal: true,
-        mended: clock::now(),
-    };
-    let tally = account(&publications, &receivers, seen.reports(MODE), promise);
+    let ended = traffic.finish()?;
+    let (_, receivers) = &ended.receivers[0];
+    let tally = ended.account(MODE, receivers, clock::now());
     let mut text = String::new();
     let is_cheap = write_rounds(&mut text, &rounds);
-    let has_recovered = write_returns(&mut text, &receivers, rounds.len());
+    let has_recovered = write_returns(&mut text, receivers, rounds.len());
     let is_complete = soak::write_account(&mut text, &tally);
-    if let Some(path) = &options.output {
-        std::fs::write(path, &text)?;
-    }
-    say(text.trim_end())?;
+    options.publish(&text)?;
     Ok(is_cheap && has_recovered && is_complete)
 }
 
@@ -106,7 +81,7 @@ fn round(stage: &Stage, crowd: &Crowd, clients: usize) -> anyhow::Result<Round> 
         away: 2 * SECOND,
     });
     wait_until("the tear", || Ok(crowd.joined() <= clients / 10))?;
-    wait_until("all clients", || Ok(crowd.joined() >= clients))?;
+    wait_until("all clients", || Ok(crowd.has_joined()))?;
     let took = clock::now() - begin.at;
     // Their sessions are stored again.
     thread::sleep(QUIET);

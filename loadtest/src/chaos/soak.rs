@@ -12,38 +12,32 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
-    Chaos, Folder, Mode,
-    account::{Entry, Promise, Receiver, Tally, account, count},
+    Chaos, Folder, Mode, Traffic,
+    account::{Entry, Receiver, Tally, count},
     crowd::{Crowd, Order},
-    joined, owed, publishers, settle,
-    stage::{Setup, Stage, progress, wait_until},
+    stage::{Setup, Stage, progress},
     table::seconds,
     watcher::Watcher,
 };
 use crate::{
     clock::{self, SECOND},
-    say,
     swarm::Transport,
     system::Usage,
 };
 
 const MODE: Mode = Mode::Recovery;
 
-/// The clients of a transport.
-struct Group {
-    name: &'static str,
-    clients: usize,
-    crowd: Crowd,
-}
+/// The transports, each of a third of the clients.
+const TRANSPORTS: [(&str, Transport); 3] = [
+    ("WebSocket", Transport::Websocket),
+    ("polling", Transport::Polling),
+    ("polling, then WebSocket", Transport::Upgrade),
+];
 
 /// The state of the cluster at one time.
 #[derive(Clone, Debug, Default)]
@@ -70,44 +64,25 @@ pub(super) fn run(options: &Chaos, time: Duration) -> anyhow::Result<bool> {
     };
     let stage = Stage::start(&folder.path, options.programs()?, &[MODE], setup)?;
     let watcher = Watcher::start(&stage.places);
-    let (clients, rooms) = (options.clients as usize, options.rooms as usize);
-    let groups = groups(clients, rooms, &stage);
-    wait_until("all clients", || {
-        Ok(groups
-            .iter()
-            .all(|group| group.crowd.joined() >= group.clients))
-    })?;
-    let is_over = Arc::new(AtomicBool::new(false));
-    let publishers = publishers(options, &[MODE], &stage.places, &is_over);
+    let share = options.clients.div_ceil(TRANSPORTS.len() as u32);
+    let crowds = TRANSPORTS
+        .map(|(_, transport)| options.crowd(MODE, transport, share, &stage.places))
+        .into();
+    let traffic = Traffic::start(options, &[MODE], &stage.places, watcher, crowds)?;
     let begin = clock::now();
-    let samples = watch(&stage, &groups, time)?;
-    is_over.store(true, Relaxed);
+    let samples = watch(&stage, &traffic.crowds, time)?;
     let mended = clock::now();
-    let publications = joined(publishers)?;
-    let publications = publications.into_iter().next().unwrap_or_default();
-    let owed = groups
-        .iter()
-        .map(|group| owed(&publications, group.clients, rooms));
-    let owed: Vec<u64> = owed.collect();
-    let ends: Vec<_> = groups.iter().map(|group| group.crowd.ends()).collect();
-    let names: Vec<_> = groups.iter().map(|group| group.name).collect();
-    let crowds: Vec<Crowd> = groups.into_iter().map(|group| group.crowd).collect();
-    settle(&crowds, &owed);
-    let seen = watcher.finish()?;
+    let ends: Vec<_> = traffic.crowds.iter().map(Crowd::ends).collect();
+    let mut ended = traffic.finish()?;
     let mut text = String::new();
-    let mut receivers = Vec::new();
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{CLIENTS_HEAD}");
-    for ((crowd, name), ends) in crowds.into_iter().zip(names).zip(&ends) {
-        let of_group = crowd.finish()?;
-        write_group(&mut text, name, &of_group, ends);
-        receivers.extend(of_group);
+    for (((name, _), (_, of_group)), ends) in TRANSPORTS.iter().zip(&ended.receivers).zip(&ends) {
+        write_group(&mut text, name, of_group, ends);
     }
-    let promise = Promise {
-        is_journal: true,
-        mended,
-    };
-    let tally = account(&publications, &receivers, seen.reports(MODE), promise);
+    let of_groups = std::mem::take(&mut ended.receivers).into_iter();
+    let receivers: Vec<_> = of_groups.flat_map(|(_, of_group)| of_group).collect();
+    let tally = ended.account(MODE, &receivers, mended);
     let names: Vec<String> = stage
         .processes()
         .into_iter()
@@ -122,32 +97,12 @@ pub(super) fn run(options: &Chaos, time: Duration) -> anyhow::Result<bool> {
         "\nNodes and Redis used {:.0} % of a core.",
         cpu * 100.0
     );
-    if let Some(path) = &options.output {
-        std::fs::write(path, &text)?;
-    }
-    say(text.trim_end())?;
+    options.publish(&text)?;
     Ok(is_flat && is_complete)
 }
 
-/// A third of the clients for each transport.
-fn groups(clients: usize, rooms: usize, stage: &Stage) -> Vec<Group> {
-    let all = [
-        ("WebSocket", Transport::Websocket),
-        ("polling", Transport::Polling),
-        ("polling, then WebSocket", Transport::Upgrade),
-    ];
-    let share = clients.div_ceil(all.len());
-    all.into_iter()
-        .map(|(name, transport)| Group {
-            name,
-            clients: share,
-            crowd: Crowd::start(MODE, transport, share, rooms, &stage.places),
-        })
-        .collect()
-}
-
 /// Tears clients down again and again, and takes samples.
-fn watch(stage: &Stage, groups: &[Group], time: Duration) -> anyhow::Result<Vec<Sample>> {
+fn watch(stage: &Stage, crowds: &[Crowd], time: Duration) -> anyhow::Result<Vec<Sample>> {
     let begin = Instant::now();
     let interval = (time / 60).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL);
     let tear = TEAR.min(time / 2);
@@ -156,8 +111,8 @@ fn watch(stage: &Stage, groups: &[Group], time: Duration) -> anyhow::Result<Vec<
     while begin.elapsed() < time {
         if begin.elapsed() >= next_tear {
             next_tear += tear;
-            for group in groups {
-                group.crowd.order(Order::Tear {
+            for crowd in crowds {
+                crowd.order(Order::Tear {
                     within: clock::span(tear),
                     away: 2 * SECOND,
                 });
@@ -165,19 +120,19 @@ fn watch(stage: &Stage, groups: &[Group], time: Duration) -> anyhow::Result<Vec<
         }
         if begin.elapsed() >= next_sample {
             next_sample += interval;
-            let sample = sample(stage, groups, begin.elapsed())?;
+            let sample = sample(stage, crowds, begin.elapsed())?;
             progress(&sample.line());
             samples.push(sample);
         }
         thread::sleep(TURN);
     }
-    let last = sample(stage, groups, begin.elapsed())?;
+    let last = sample(stage, crowds, begin.elapsed())?;
     progress(&last.line());
     samples.push(last);
     Ok(samples)
 }
 
-fn sample(stage: &Stage, groups: &[Group], at: Duration) -> anyhow::Result<Sample> {
+fn sample(stage: &Stage, crowds: &[Crowd], at: Duration) -> anyhow::Result<Sample> {
     let usages = stage.processes().into_iter().map(|(_, pid)| Usage::of(pid));
     let info: String = ask(stage, redis::cmd("INFO").arg("memory"))?;
     let used = info
@@ -188,8 +143,8 @@ fn sample(stage: &Stage, groups: &[Group], at: Duration) -> anyhow::Result<Sampl
         usages: usages.collect::<anyhow::Result<_>>()?,
         used_memory: used.and_then(|used| used.trim().parse().ok()).unwrap_or(0),
         keys: ask(stage, &redis::cmd("DBSIZE"))?,
-        joined: groups.iter().map(|group| group.crowd.joined()).sum(),
-        arrived: groups.iter().map(|group| group.crowd.arrived()).sum(),
+        joined: crowds.iter().map(Crowd::joined).sum(),
+        arrived: crowds.iter().map(Crowd::arrived).sum(),
         ..Sample::default()
     };
     for key in scan(stage, &["TYPE", "stream"])? {

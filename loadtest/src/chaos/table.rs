@@ -14,8 +14,8 @@ pub(super) struct Row {
     number: u32,
     fault: &'static str,
     of: Of,
-    tally: Tally,
-    metrics: BTreeSet<String>,
+    pub(super) tally: Tally,
+    pub(super) metrics: BTreeSet<String>,
 }
 
 /// Whose account a row is.
@@ -49,11 +49,6 @@ impl Row {
             Of::Member(mode) => mode.name_at_member(),
             Of::NodeJs(name) => name,
         }
-    }
-
-    pub(super) fn found(&mut self, tally: Tally, metrics: &BTreeSet<String>) {
-        self.tally = tally;
-        self.metrics.clone_from(metrics);
     }
 
     /// Adds another round.
