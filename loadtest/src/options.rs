@@ -57,8 +57,6 @@ pub(crate) enum Command {
     Merge(Merge),
     /// Show results side by side, as ratios to the first
     Compare(Compare),
-    /// Write a self-contained HTML page about results
-    Report(Report),
 }
 
 /// Options of all scenarios.
@@ -119,15 +117,12 @@ pub(crate) struct Common {
     /// Number of loader processes; rooms or clients are divided among them, and samples are merged
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) processes: u32,
-    /// Name of the result in reports and comparisons
+    /// Name of the result in comparisons
     #[arg(long, default_value = "", hide_default_value = true)]
     pub(crate) label: String,
-    /// Write the result to this file, as input of merge, compare and report
+    /// Write the result to this file, as input of merge and compare
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<String>,
-    /// Write a report to this file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) html: Option<String>,
     /// Do not show progress
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -377,9 +372,6 @@ pub(crate) struct Merge {
     /// Write the sum to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<String>,
-    /// Write a report to this file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) html: Option<String>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -390,16 +382,6 @@ pub(crate) struct Compare {
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<String>,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(crate) struct Report {
-    /// Results; those of one scenario share their plots
-    #[arg(required = true, value_name = "FILE")]
-    pub(crate) results: Vec<String>,
-    /// Page to write
-    #[arg(long, value_name = "FILE")]
-    pub(crate) html: String,
 }
 
 const LONGEST_DEPLOYMENT: &str =
@@ -421,7 +403,7 @@ impl Command {
             Self::Drain(options) => &options.paced.common,
             Self::Deploy(options) => &options.paced.common,
             Self::Soak(options) => &options.paced.common,
-            Self::Chaos(_) | Self::Merge(_) | Self::Compare(_) | Self::Report(_) => return None,
+            Self::Chaos(_) | Self::Merge(_) | Self::Compare(_) => return None,
         })
     }
 }

@@ -167,61 +167,11 @@ const PIPE_BYTES: usize = 1 << 20;
 mod tests {
     use super::*;
 
-    /// Far more than a shell needs on a busy machine.
-    const DEADLINE: Nanos = 60 * clock::SECOND;
-
-    fn pumped(program: &mut Program) -> anyhow::Result<()> {
-        let deadline = clock::now() + DEADLINE;
-        while program.ended_at().is_none() {
-            program.pump()?;
-            assert!(clock::now() < deadline, "it has not ended");
-            std::thread::yield_now();
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn a_message_is_a_line_and_the_end_is_told() {
-        let expected = r#"{"event":"message","args":[{"room":"r","data":"hi"}],"rooms":["r"]}"#;
-        let command =
-            format!("sh -c 'read -r line; [ \"$line\" = \"$0\" ] && ! read -r more' '{expected}'");
-        let mut program = Program::start(&command).unwrap();
-        program.emit("r", b"hi");
-        program.close();
-        pumped(&mut program).unwrap();
-    }
-
-    #[test]
-    fn a_pipe_that_takes_no_more_holds_up() {
-        let mut program = Program::start("sleep 1000").unwrap();
-        for _ in 0..3 {
-            program.emit("r", &vec![b'x'; PIPE_BYTES]);
-        }
-        program.pump().unwrap();
-        assert!(program.unsent_bytes() > PIPE_BYTES);
-    }
-
-    #[test]
-    fn how_it_ended_is_told_if_not_well_or_too_early() {
-        for (command, said) in [
-            ("sh -c 'cat >/dev/null; exit 9'", "exit status: 9"),
-            ("no-such-program-anywhere", "exit status: 127"),
-        ] {
-            let mut program = Program::start(command).unwrap();
-            program.emit("r", b"hi");
-            program.close();
-            let error = pumped(&mut program).unwrap_err();
-            assert!(error.to_string().contains(said), "{error}");
-        }
-        let mut program = Program::start("true").unwrap();
-        let error = pumped(&mut program).unwrap_err();
-        assert!(error.to_string().contains("before its input"), "{error}");
-    }
-
     #[test]
     fn its_cpu_time_is_seen_while_it_runs() {
         let mut program = Program::start("sh -c 'while :; do :; done'").unwrap();
-        let deadline = clock::now() + DEADLINE;
+        // Far more than a shell needs on a busy machine.
+        let deadline = clock::now() + 60 * clock::SECOND;
         while program.cpu() < MILLISECOND {
             assert!(clock::now() < deadline, "it uses nothing");
             std::thread::yield_now();

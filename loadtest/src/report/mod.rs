@@ -1,12 +1,9 @@
-//! Presentation of results: a table for the terminal, a page with plots, a comparison.
+//! Presentation of results: a table for the terminal, and a comparison.
 
 mod compare;
-mod page;
-mod plot;
 mod table;
 
 pub(crate) use compare::compare;
-pub(crate) use page::page;
 pub(crate) use table::table;
 
 /// Formats a figure with three or four digits.

@@ -23,7 +23,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
         Command::Echo(options) => echo::run(options),
         Command::Joins(options) => joins::run(options),
         Command::Storm(options) => storm::run(options),
-        Command::Chaos(_) | Command::Merge(_) | Command::Compare(_) | Command::Report(_) => {
+        Command::Chaos(_) | Command::Merge(_) | Command::Compare(_) => {
             Err(Failure::Arguments("this is no scenario".to_owned()).into())
         }
     }
