@@ -9,7 +9,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -25,7 +25,7 @@ use super::{
     account::{Entry, Publication, Receiver, Told},
     lock,
     publisher::EVENT,
-    stage::{Addresses, NODES, Places},
+    stage::{NODES, Places},
 };
 use crate::{
     clock::{self, Nanos, SECOND, around, backoff},
@@ -133,9 +133,11 @@ fn run(
     shared: &Shared,
     places: &Places,
 ) -> anyhow::Result<Vec<Receiver>> {
-    let mut targets = Targets::default();
+    // The swarm learns the addresses below.
+    let mut known = [None; NODES];
+    let nowhere = target(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let dial = Dial {
-        targets: targets.all(places)?,
+        targets: vec![nowhere; NODES],
         transport,
         relayed: false,
         namespace: crowd.mode.namespace().to_owned(),
@@ -144,8 +146,18 @@ fn run(
     };
     let mut swarm = Swarm::new(dial)?;
     while !shared.is_over.load(Relaxed) {
-        for (node, target) in targets.changed(places)? {
-            swarm.retarget(node, target);
+        let now = match places.balancer.get() {
+            Some(balancer) => [Some(*balancer); NODES],
+            None => places
+                .nodes
+                .each_ref()
+                .map(|node| Some(node.addresses()?.clients)),
+        };
+        for (node, known) in known.iter_mut().enumerate() {
+            if let (true, Some(address)) = (*known != now[node], now[node]) {
+                *known = Some(address);
+                swarm.retarget(node, target(address)?);
+            }
         }
         let orders = std::mem::take(&mut *lock(&shared.orders));
         for order in orders {
@@ -165,35 +177,6 @@ fn run(
         .filter(|one| !one.is_stalled)
         .map(|one| one.record)
         .collect())
-}
-
-/// The addresses of the nodes as targets, or that of the balancer.
-#[derive(Default)]
-struct Targets([Option<Addresses>; NODES]);
-
-impl Targets {
-    fn all(&mut self, places: &Places) -> anyhow::Result<Vec<Target>> {
-        if let Some(balancer) = places.balancer.get() {
-            return Ok(vec![target(*balancer)?]);
-        }
-        let changed = self.changed(places)?;
-        Ok(changed.into_iter().map(|(_, target)| target).collect())
-    }
-
-    fn changed(&mut self, places: &Places) -> anyhow::Result<Vec<(usize, Target)>> {
-        let mut changed = Vec::new();
-        if places.balancer.get().is_some() {
-            return Ok(changed);
-        }
-        for (node, known) in self.0.iter_mut().enumerate() {
-            let now = places.nodes[node].addresses();
-            if let (true, Some(addresses)) = (*known != now, now) {
-                *known = now;
-                changed.push((node, target(addresses.clients)?));
-            }
-        }
-        Ok(changed)
-    }
 }
 
 fn target(address: SocketAddr) -> anyhow::Result<Target> {
@@ -351,8 +334,8 @@ impl Clients {
         one.node = node;
         one.is_recovered = false;
         one.state = State::Opening { since: now };
-        let target = if node == NODES { 0 } else { node };
-        if let Err(end) = swarm.open(index, target) {
+        // All targets are the balancer, if there is one.
+        if let Err(end) = swarm.open(index, node % NODES) {
             self.ended(index, end, now);
         }
     }

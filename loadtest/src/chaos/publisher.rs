@@ -31,17 +31,6 @@ pub(super) struct Publisher {
     pub(super) is_over: Arc<AtomicBool>,
 }
 
-/// The result of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Called {
-    Accepted,
-    /// The node has failed to pass the message on.
-    Refused,
-    Unknown,
-    /// The node has not got the call.
-    Missed,
-}
-
 impl Publisher {
     /// Publishes until the run is over.
     pub(super) fn run(self) -> Publication {
@@ -76,18 +65,12 @@ impl Publisher {
             let node = self.places.up_from((self.index + tries) % NODES);
             let found = node.and_then(|node| Some((node, self.places.nodes[node].addresses()?)));
             if let Some((via, addresses)) = found {
-                let told = match self.call(addresses.internal, number) {
-                    Called::Accepted => Some(Told::Accepted),
-                    Called::Refused if !is_journaled => Some(Told::Refused),
-                    Called::Unknown if !is_journaled => Some(Told::Unknown),
-                    Called::Unknown => {
-                        unknown = Some(via);
-                        None
+                match self.call(addresses.internal, number) {
+                    Some(told) if told == Told::Accepted || !is_journaled => {
+                        return Some(sent(via, told));
                     }
-                    Called::Refused | Called::Missed => None,
-                };
-                if let Some(told) = told {
-                    return Some(sent(via, told));
+                    Some(Told::Unknown) => unknown = Some(via),
+                    _ => {}
                 }
             }
             if self.is_over.load(Relaxed) {
@@ -102,7 +85,7 @@ impl Publisher {
         }
     }
 
-    fn call(&self, node: SocketAddr, number: usize) -> Called {
+    fn call(&self, node: SocketAddr, number: usize) -> Option<Told> {
         let args = format!("[{},{number}]", self.index);
         let key = match self.mode {
             Mode::Plain => String::new(),
@@ -115,8 +98,15 @@ impl Publisher {
     }
 }
 
-/// Has a node emit an event to a room. `more` is a header line, or nothing.
-fn emit(node: SocketAddr, mode: Mode, event: &str, args: &str, room: usize, more: &str) -> Called {
+/// Has a node emit an event to a room. `more` is a header line, or nothing. `None`: the node has not got the call.
+fn emit(
+    node: SocketAddr,
+    mode: Mode,
+    event: &str,
+    args: &str,
+    room: usize,
+    more: &str,
+) -> Option<Told> {
     let namespace = mode.namespace();
     let body = format!(
         r#"{{"namespace":"{namespace}","event":"{event}","args":{args},"rooms":["r{room}"]}}"#
@@ -126,13 +116,11 @@ fn emit(node: SocketAddr, mode: Mode, event: &str, args: &str, room: usize, more
              Content-Type: application/json\r\n{more}Connection: close\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
-    let Ok(mut stream) = TcpStream::connect_timeout(&node, CONNECT) else {
-        return Called::Missed;
-    };
+    let mut stream = TcpStream::connect_timeout(&node, CONNECT).ok()?;
     let reply = stream
         .set_read_timeout(Some(REPLY))
         .and_then(|()| http::exchange(&mut stream, request.as_bytes()));
-    reply.map_or(Called::Unknown, |answer| {
+    reply.map_or(Some(Told::Unknown), |answer| {
         read_answer(answer.status, &answer.body)
     })
 }
@@ -143,16 +131,16 @@ pub(super) fn emit_as_stranger(node: SocketAddr, mode: Mode) {
     let _ = emit(node, mode, "stranger", "[]", 0, "");
 }
 
-/// The meaning of a response of the API.
-fn read_answer(status: u16, body: &[u8]) -> Called {
+/// The meaning of a response of the API. `None`: the node has done nothing.
+fn read_answer(status: u16, body: &[u8]) -> Option<Told> {
     let text = String::from_utf8_lossy(body);
     match status {
-        200 => Called::Accepted,
-        503 if text.contains(":unconfirmed\"") => Called::Unknown,
-        503 if text.contains(":other-nodes\"") => Called::Refused,
-        // Too many calls, or a node that starts: it has done nothing.
-        429 | 503 => Called::Missed,
-        _ => Called::Unknown,
+        200 => Some(Told::Accepted),
+        503 if text.contains(":unconfirmed\"") => Some(Told::Unknown),
+        503 if text.contains(":other-nodes\"") => Some(Told::Refused),
+        // Too many calls, or a node that starts.
+        429 | 503 => None,
+        _ => Some(Told::Unknown),
     }
 }
 
@@ -177,9 +165,9 @@ mod tests {
             let body = format!(r#"{{"type":"urn:roomcast:problem:{name}","detail":"no reply"}}"#);
             read_answer(503, body.as_bytes())
         };
-        assert_eq!(problem("other-nodes"), Called::Refused);
-        assert_eq!(problem("unconfirmed"), Called::Unknown);
-        assert_eq!(read_answer(504, b""), Called::Unknown);
-        assert_eq!(read_answer(503, b"busy"), Called::Missed);
+        assert_eq!(problem("other-nodes"), Some(Told::Refused));
+        assert_eq!(problem("unconfirmed"), Some(Told::Unknown));
+        assert_eq!(read_answer(504, b""), Some(Told::Unknown));
+        assert_eq!(read_answer(503, b"busy"), None);
     }
 }

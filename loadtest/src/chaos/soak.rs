@@ -304,13 +304,8 @@ fn write_growth(text: &mut String, names: &[String], samples: &[Sample], time: D
 pub(super) fn write_account(text: &mut String, tally: &Tally) -> bool {
     let _ = writeln!(
         text,
-        "\n{ACCOUNT_HEAD}\n| {} | {} | {} | {} | {} | {} | {} | {} |",
-        tally.owed,
-        tally.silent,
-        tally.reported,
-        tally.unpublished,
-        tally.duplicated,
-        tally.reordered,
+        "\n{ACCOUNT_HEAD}\n| {} | {} | {} |",
+        tally.cells(),
         seconds(tally.delivery),
         seconds(tally.longest),
     );

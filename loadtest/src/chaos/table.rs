@@ -42,12 +42,11 @@ impl Row {
         }
     }
 
-    fn mode(&self) -> &'static str {
+    fn mode(&self) -> String {
         match self.of {
-            Of::Nobody(reason) => reason,
-            Of::Clients(mode) => mode.name(),
-            Of::Member(mode) => mode.name_at_member(),
-            Of::NodeJs(name) => name,
+            Of::Nobody(name) | Of::NodeJs(name) => name.to_owned(),
+            Of::Clients(mode) => mode.name().to_owned(),
+            Of::Member(mode) => format!("{}, at Node.js", mode.name()),
         }
     }
 
@@ -188,19 +187,29 @@ fn write_row(text: &mut String, row: &Row, (number, fault): (String, &str)) {
     let tally = &row.tally;
     let _ = writeln!(
         text,
-        "| {number} | {fault} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+        "| {number} | {fault} | {} | {} | {} | {} | {} | {} |",
         row.mode(),
-        tally.owed,
-        tally.silent,
-        tally.reported,
-        tally.unpublished,
-        tally.duplicated,
-        tally.reordered,
+        tally.cells(),
         seconds(tally.repaired),
         seconds(tally.delivery),
         seconds(tally.outage),
         seconds(tally.longest),
     );
+}
+
+impl Tally {
+    /// The counts as cells: owed, lost silently, lost and reported, refused, duplicated, out of order.
+    pub(super) fn cells(&self) -> String {
+        let counts = [
+            self.owed,
+            self.silent,
+            self.reported,
+            self.unpublished,
+            self.duplicated,
+            self.reordered,
+        ];
+        counts.map(|count| count.to_string()).join(" | ")
+    }
 }
 
 /// The highest peak of returns in percent of the paced rate, and from which rate on it is judged: with fewer clients
