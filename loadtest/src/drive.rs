@@ -81,10 +81,8 @@ pub(crate) struct Disruption {
     pub(crate) away: Duration,
     /// Whether clients reconnect after the server closed their connection.
     pub(crate) returns: bool,
-    /// A shell command, and the time after the begin of the window at which it runs.
-    pub(crate) command: Option<(String, Duration)>,
     /// Servers that are restarted one after the other. The window ends with the last.
-    pub(crate) rolling: Option<Rolling>,
+    pub(crate) rolling: Rolling,
 }
 
 impl Disruption {
@@ -98,7 +96,7 @@ pub(crate) struct Drive<'a> {
     common: &'a Common,
     run: Run,
     population: Population,
-    external: Option<External>,
+    external: Option<Box<dyn External>>,
     random: fastrand::Rng,
     packet: Vec<u8>,
     beat: Beat,
@@ -128,7 +126,7 @@ impl<'a> Drive<'a> {
     pub(crate) fn new(
         plan: &'a Plan,
         common: &'a Common,
-        external: Option<External>,
+        external: Option<Box<dyn External>>,
     ) -> anyhow::Result<Self> {
         let clients = plan.shape.rooms * plan.shape.members;
         let run = Run::new(plan.scenario, common, clients)?;
@@ -322,10 +320,7 @@ impl<'a> Drive<'a> {
             if now >= end {
                 break;
             }
-            let next = self
-                .speak(now, first)?
-                .min(self.disturb(now, begin))
-                .min(end);
+            let next = self.speak(now, first)?.min(self.disturb(now)).min(end);
             first = false;
             self.turn(next.saturating_sub(clock::now()).min(TURN))?;
             if self.is_flood_over() || self.roll(clock::now())? {
@@ -427,8 +422,12 @@ impl<'a> Drive<'a> {
     }
 
     fn close(mut self) -> anyhow::Result<Outcome> {
-        self.end_command();
         self.run.outcome.waves = self.waves();
+        if self.child.is_some() {
+            // It is not killed, because it may be in the middle of its work.
+            let said = "the command of a restart was still running at the end";
+            self.run.outcome.notes.push(said.to_owned());
+        }
         if self.is_returning() {
             let away = self.returns.len();
             let said = format!("{away} clients had not reconnected at the end");
@@ -448,8 +447,7 @@ impl<'a> Drive<'a> {
                 outcome.set(name, count);
             }
         }
-        if let Some(External::Redis(publisher)) = &self.external {
-            let (taken, reached) = publisher.taken();
+        if let Some((taken, reached)) = self.external.as_ref().and_then(|one| one.taken()) {
             outcome.set("messages taken by Redis", taken);
             outcome.set("subscribers reached in Redis", reached);
         }

@@ -1,65 +1,72 @@
 //! Sources of messages that are not clients: our own publisher, or an emitter program.
 
-use crate::{clock::Nanos, program::Program, redis::Publisher};
+use std::io::{ErrorKind, Write};
 
-pub(crate) enum External {
-    /// Publishes to Redis itself. Accepts everything at once.
-    Redis(Publisher),
-    /// A program, in its own format. Bytes that its pipe does not take count as not sent.
-    Program(Program),
-}
+use crate::clock::Nanos;
 
-impl External {
-    pub(crate) fn send(&mut self, namespace: &str, room: &str, payload: &[u8]) {
-        match self {
-            Self::Redis(publisher) => publisher.publish(namespace, room, payload),
-            Self::Program(program) => program.emit(room, payload),
-        }
-    }
+pub(crate) trait External {
+    /// Queues a message for a room. Room and payload must not need escaping in JSON.
+    fn send(&mut self, namespace: &str, room: &str, payload: &[u8]);
 
-    pub(crate) fn pump(&mut self) -> anyhow::Result<()> {
-        match self {
-            Self::Redis(publisher) => publisher.pump(),
-            Self::Program(program) => program.pump(),
-        }
+    /// Writes pending bytes and reads what there is, without blocking.
+    fn pump(&mut self) -> anyhow::Result<()>;
+
+    /// Whether it has work in progress.
+    fn is_busy(&self) -> bool;
+
+    /// Whether everything has been emitted.
+    fn has_emitted_all(&self) -> bool {
+        !self.is_busy()
     }
 
     /// Declares that no messages follow.
-    pub(crate) fn close(&mut self) {
-        if let Self::Program(program) = self {
-            program.close();
-        }
+    fn close(&mut self) {}
+
+    /// Bytes that it has not accepted; they count as not sent.
+    fn unsent_bytes(&self) -> usize {
+        0
     }
 
-    /// Whether it has work in progress.
-    pub(crate) fn is_busy(&self) -> bool {
-        match self {
-            Self::Redis(publisher) => publisher.is_busy(),
-            Self::Program(program) => program.unsent_bytes() > 0 || program.is_ending(),
-        }
+    /// CPU time of a program so far, and the time of its exit.
+    fn usage(&mut self) -> Option<(Nanos, Option<Nanos>)> {
+        None
     }
 
-    /// Bytes that the program has not accepted; 0 for our own publisher.
-    pub(crate) fn unsent_bytes(&self) -> usize {
-        match self {
-            Self::Redis(_) => 0,
-            Self::Program(program) => program.unsent_bytes(),
-        }
+    /// Number of messages that Redis has acknowledged to our own publisher, and of the subscribers that it has sent
+    /// them to.
+    fn taken(&self) -> Option<(u64, u64)> {
+        None
+    }
+}
+
+/// Bytes for a stream that never blocks.
+#[derive(Default)]
+pub(crate) struct Unsent {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Unsent {
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() - self.sent
     }
 
-    /// Whether everything has been emitted. A program proves it by exiting.
-    pub(crate) fn has_emitted_all(&self) -> bool {
-        match self {
-            Self::Redis(publisher) => !publisher.is_busy(),
-            Self::Program(program) => program.ended_at().is_some(),
-        }
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
     }
 
-    /// CPU time of the program so far, and the time of its exit.
-    pub(crate) fn usage(&mut self) -> Option<(Nanos, Option<Nanos>)> {
-        match self {
-            Self::Redis(_) => None,
-            Self::Program(program) => Some((program.cpu(), program.ended_at())),
+    /// Writes as much as the stream takes.
+    pub(crate) fn write_to(&mut self, stream: &mut impl Write) -> std::io::Result<()> {
+        while self.len() > 0 {
+            match stream.write(&self.bytes[self.sent..]) {
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
+        self.bytes.clear();
+        self.sent = 0;
+        Ok(())
     }
 }

@@ -38,7 +38,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 
 use failure::Failure;
-use options::{Command, Common, Options};
+use options::{Command, Options, Scenario};
 use outcome::Outcome;
 
 fn main() -> ExitCode {
@@ -73,24 +73,22 @@ fn run(command: &Command) -> anyhow::Result<u8> {
             Ok(0)
         }
         Command::Chaos(options) => Ok(if chaos::run(options)? { 0 } else { FAULTY }),
-        scenario => match scenario.common() {
-            Some(common) => measure(scenario, common),
-            None => Ok(0),
-        },
+        Command::Scenario(scenario) => measure(scenario),
     }
 }
 
 /// Runs a scenario and publishes its result, or passes it to the parent loader.
-fn measure(command: &Command, common: &Common) -> anyhow::Result<u8> {
+fn measure(scenario: &Scenario) -> anyhow::Result<u8> {
+    let common = scenario.common();
     if common.part.is_some() {
-        let outcome = scenario::run(command)?;
+        let outcome = scenario::run(scenario)?;
         say(&serde_json::to_string(&outcome)?)?;
         return Ok(0);
     }
     let outcome = if common.processes > 1 {
         processes::run(common)?
     } else {
-        scenario::run(command)?
+        scenario::run(scenario)?
     };
     publish(&outcome, common.json.as_deref())
 }

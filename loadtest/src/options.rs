@@ -25,6 +25,18 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    #[command(flatten)]
+    Scenario(Scenario),
+    /// Cause faults of nodes, networks and Redis in a cluster of its own, and account for each message
+    Chaos(Chaos),
+    /// Add results of several loaders of one run
+    Merge(Merge),
+    /// Show results side by side, as ratios to the first
+    Compare(Compare),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Scenario {
     /// Memory and CPU of connections that only wait
     Idle(Idle),
     /// Broadcasts to rooms: one large or many small ones, windowed or paced
@@ -45,18 +57,10 @@ pub(crate) enum Command {
     Churn(Churn),
     /// Broadcasts while random connections are reset and come back
     Jitter(Jitter),
-    /// Broadcasts while servers are restarted one after the other
-    Drain(Drain),
     /// Restart servers one after the other: every client must return, and not all at once
     Deploy(Deploy),
     /// All disruptions for hours: memory slope, leaked descriptors
     Soak(Soak),
-    /// Cause faults of nodes, networks and Redis in a cluster of its own, and account for each message
-    Chaos(Chaos),
-    /// Add results of several loaders of one run
-    Merge(Merge),
-    /// Show results side by side, as ratios to the first
-    Compare(Compare),
 }
 
 /// Options of all scenarios.
@@ -319,25 +323,15 @@ pub(crate) struct Jitter {
 }
 
 #[derive(Clone, Debug, Args)]
-#[command(mut_arg("duration", |arg| arg.default_value("30s")))]
-pub(crate) struct Drain {
-    #[command(flatten)]
-    pub(crate) paced: Paced,
-    /// Shell command that restarts the servers [default: restart them by hand]
-    #[arg(long, value_name = "COMMAND")]
-    pub(crate) run: Option<String>,
-    /// Time from the begin of the measured window to the start of --run
-    #[arg(long, value_parser = duration, default_value = "2s", value_name = "TIME")]
-    pub(crate) at: Duration,
-}
-
-#[derive(Clone, Debug, Args)]
-#[command(mut_arg("duration", |arg| arg.default_value("10m").help(LONGEST_DEPLOYMENT)))]
+#[command(mut_arg("duration", |arg| {
+    arg.default_value("30s").default_value_if("restart", ArgPredicate::IsPresent, "10m").help(LONGEST_DEPLOYMENT)
+}))]
 pub(crate) struct Deploy {
     #[command(flatten)]
     pub(crate) paced: Paced,
     /// Shell command that restarts one server and returns when it is ready again; repeat for each
-    #[arg(long, required = true, value_name = "COMMAND")]
+    /// [default: restart them by hand]
+    #[arg(long, value_name = "COMMAND")]
     pub(crate) restart: Vec<String>,
     /// Time over which a server closes its connections, to compare the connects per second with
     #[arg(long, value_parser = duration, default_value = "10s", value_name = "TIME")]
@@ -377,7 +371,7 @@ pub(crate) struct Merge {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Compare {
     /// Results; the others are shown as ratios to the first
-    #[arg(required = true, num_args = 2.., value_name = "FILE")]
+    #[arg(required = true, value_name = "FILE")]
     pub(crate) results: Vec<String>,
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
@@ -385,12 +379,12 @@ pub(crate) struct Compare {
 }
 
 const LONGEST_DEPLOYMENT: &str =
-    "Longest time for all restarts; the measured window ends with the last";
+    "Length of the measured window. With --restart, it ends after the last restart, or after 10m";
 
-impl Command {
-    /// The common options of a scenario; `None` for other commands.
-    pub(crate) fn common(&self) -> Option<&Common> {
-        Some(match self {
+impl Scenario {
+    /// The common options.
+    pub(crate) fn common(&self) -> &Common {
+        match self {
             Self::Idle(options) => &options.common,
             Self::FanOut(options) | Self::Cluster(options) => &options.common,
             Self::Echo(options) => &options.common,
@@ -400,11 +394,9 @@ impl Command {
             Self::Slow(options) => &options.paced.common,
             Self::Churn(options) => &options.paced.common,
             Self::Jitter(options) => &options.paced.common,
-            Self::Drain(options) => &options.paced.common,
             Self::Deploy(options) => &options.paced.common,
             Self::Soak(options) => &options.paced.common,
-            Self::Chaos(_) | Self::Merge(_) | Self::Compare(_) => return None,
-        })
+        }
     }
 }
 
@@ -490,11 +482,10 @@ mod tests {
     fn every_scenario_has_defaults_for_all_but_its_targets() {
         for scenario in [
             "idle", "fan-out", "echo", "storm", "joins", "cluster", "slow", "churn", "jitter",
-            "drain", "soak",
+            "deploy", "soak",
         ] {
             let line = ["roomcast-loadtest", scenario, "127.0.0.1:1"];
-            let options = Options::try_parse_from(line).unwrap();
-            assert_eq!(options.command.common().unwrap().processes, 1);
+            Options::try_parse_from(line).unwrap();
         }
     }
 
@@ -532,7 +523,7 @@ mod tests {
             &["echo", "x:1", "--process=4711"],
             &["echo", "x:1", "--process==4711"],
             &["echo", "x:1", "--process=Redis=x"],
-            &["compare", "one.json"],
+            &["compare"],
         ] {
             let line = ["roomcast-loadtest"].iter().chain(line);
             assert!(Options::try_parse_from(line.clone()).is_err(), "{line:?}");

@@ -4,15 +4,13 @@
 //! Writes never block: bytes that the pipe does not take are kept, and the sender sees their
 //! number. Its standard error is passed through.
 
-use std::{
-    io::{ErrorKind, Write as _},
-    process::{Child, ChildStdin, Command, Stdio},
-};
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
 use crate::{
     clock::{self, MILLISECOND, Nanos},
+    external::{External, Unsent},
     system,
 };
 
@@ -20,8 +18,7 @@ pub(crate) struct Program {
     child: Child,
     /// `None` once it is closed.
     input: Option<ChildStdin>,
-    unsent: Vec<u8>,
-    sent: usize,
+    unsent: Unsent,
     is_closing: bool,
     ended_at: Option<Nanos>,
     cpu_nanos: Nanos,
@@ -46,8 +43,7 @@ impl Program {
         Ok(Self {
             child,
             input: Some(input),
-            unsent: Vec::new(),
-            sent: 0,
+            unsent: Unsent::default(),
             is_closing: false,
             ended_at: None,
             cpu_nanos: 0,
@@ -55,30 +51,41 @@ impl Program {
         })
     }
 
-    /// Queues a message for a room. Room and payload must not need escaping in JSON.
-    pub(crate) fn emit(&mut self, room: &str, payload: &[u8]) {
+    fn write(&mut self) -> anyhow::Result<()> {
+        let Some(input) = &mut self.input else {
+            return Ok(());
+        };
+        if self.unsent.write_to(input).is_err() {
+            // A process that closes its input is about to exit, and its status says more.
+            let status = self.child.wait().context("the emitter")?;
+            bail!("the emitter exited before its input was complete, with {status}");
+        }
+        Ok(())
+    }
+
+    fn look(&mut self) {
+        self.looked_at = clock::now();
+        // Of a process that has exited, only the main thread is left, or nothing.
+        if let Ok(cpu) = system::cpu(self.child.id()) {
+            self.cpu_nanos = self.cpu_nanos.max(cpu);
+        }
+    }
+}
+
+impl External for Program {
+    fn send(&mut self, _: &str, room: &str, payload: &[u8]) {
         let head = format!("{{\"event\":\"message\",\"args\":[{{\"room\":\"{room}\",\"data\":\"");
-        self.unsent.extend_from_slice(head.as_bytes());
-        self.unsent.extend_from_slice(payload);
+        self.unsent.push(head.as_bytes());
+        self.unsent.push(payload);
         let tail = format!("\"}}],\"rooms\":[\"{room}\"]}}\n");
-        self.unsent.extend_from_slice(tail.as_bytes());
+        self.unsent.push(tail.as_bytes());
     }
 
-    /// Closes its input once everything is written, so it exits after it has emitted everything.
-    pub(crate) fn close(&mut self) {
-        self.is_closing = true;
-    }
-
-    /// Bytes that its pipe has not accepted.
-    pub(crate) fn unsent_bytes(&self) -> usize {
-        self.unsent.len() - self.sent
-    }
-
-    /// Writes pending bytes and checks the process. Fails if it has exited early or with an error.
-    pub(crate) fn pump(&mut self) -> anyhow::Result<()> {
+    /// Fails if the process has exited early or with an error.
+    fn pump(&mut self) -> anyhow::Result<()> {
         self.write()?;
         if self.is_closing {
-            if self.unsent_bytes() == 0 {
+            if self.unsent.len() == 0 {
                 self.input = None;
             }
             let now = clock::now();
@@ -101,52 +108,28 @@ impl Program {
         Ok(())
     }
 
-    /// CPU time so far. After its exit, the value that was seen last, so at most its last
-    /// milliseconds are missing.
-    pub(crate) fn cpu(&mut self) -> Nanos {
+    fn is_busy(&self) -> bool {
+        self.unsent.len() > 0 || self.is_closing && self.ended_at.is_none()
+    }
+
+    /// It proves that by its exit.
+    fn has_emitted_all(&self) -> bool {
+        self.ended_at.is_some()
+    }
+
+    /// Closes its input once everything is written, so it exits after it has emitted everything.
+    fn close(&mut self) {
+        self.is_closing = true;
+    }
+
+    fn unsent_bytes(&self) -> usize {
+        self.unsent.len()
+    }
+
+    /// After its exit, the CPU time that was seen last, so at most its last milliseconds are missing.
+    fn usage(&mut self) -> Option<(Nanos, Option<Nanos>)> {
         self.look();
-        self.cpu_nanos
-    }
-
-    /// Whether its input is complete but it has not exited.
-    pub(crate) fn is_ending(&self) -> bool {
-        self.is_closing && self.ended_at.is_none()
-    }
-
-    /// Time of its successful exit.
-    pub(crate) fn ended_at(&self) -> Option<Nanos> {
-        self.ended_at
-    }
-
-    fn write(&mut self) -> anyhow::Result<()> {
-        let Some(input) = &mut self.input else {
-            return Ok(());
-        };
-        while self.sent < self.unsent.len() {
-            match input.write(&self.unsent[self.sent..]) {
-                Ok(count) => self.sent += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => {
-                    // A process that closes its input is about to exit, and its status says more.
-                    let status = self.child.wait().context("the emitter")?;
-                    bail!("the emitter exited before its input was complete, with {status}");
-                }
-            }
-        }
-        if self.sent == self.unsent.len() {
-            self.unsent.clear();
-            self.sent = 0;
-        }
-        Ok(())
-    }
-
-    fn look(&mut self) {
-        self.looked_at = clock::now();
-        // Of a process that has exited, only the main thread is left, or nothing.
-        if let Ok(cpu) = system::cpu(self.child.id()) {
-            self.cpu_nanos = self.cpu_nanos.max(cpu);
-        }
+        Some((self.cpu_nanos, self.ended_at))
     }
 }
 
@@ -172,7 +155,7 @@ mod tests {
         let mut program = Program::start("sh -c 'while :; do :; done'").unwrap();
         // Far more than a shell needs on a busy machine.
         let deadline = clock::now() + 60 * clock::SECOND;
-        while program.cpu() < MILLISECOND {
+        while program.usage().unwrap().0 < MILLISECOND {
             assert!(clock::now() < deadline, "it uses nothing");
             std::thread::yield_now();
         }

@@ -13,6 +13,8 @@ use anyhow::{Context as _, anyhow, bail};
 use redis::{ConnectionAddr, IntoConnectionInfo as _};
 use serde_json::json;
 
+use crate::external::{External, Unsent};
+
 /// The wire format of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -35,8 +37,7 @@ pub(crate) struct Publisher {
     stream: TcpStream,
     prefix: String,
     format: Format,
-    unsent: Vec<u8>,
-    sent: usize,
+    unsent: Unsent,
     reply: Vec<u8>,
     published: u64,
     replies: u64,
@@ -65,8 +66,7 @@ impl Publisher {
             stream,
             prefix: prefix.to_owned(),
             format,
-            unsent: Vec::new(),
-            sent: 0,
+            unsent: Unsent::default(),
             reply: Vec::new(),
             published: 0,
             replies: 0,
@@ -79,54 +79,6 @@ impl Publisher {
         publisher.ask(&redis::cmd("PING"))?;
         publisher.stream.set_nonblocking(true)?;
         Ok(publisher)
-    }
-
-    /// Queues a message for a room. The next `pump` sends it.
-    pub(crate) fn publish(&mut self, namespace: &str, room: &str, payload: &[u8]) {
-        let channel = format!("{}#{namespace}#{room}#", self.prefix);
-        let payload = String::from_utf8_lossy(payload);
-        let message = write_message(self.format, namespace, room, &payload);
-        let mut command = redis::cmd(self.format.command());
-        self.unsent
-            .extend(command.arg(channel).arg(message).get_packed_command());
-        self.published += 1;
-    }
-
-    /// Writes pending commands and reads replies, as far as possible without blocking.
-    pub(crate) fn pump(&mut self) -> anyhow::Result<()> {
-        while self.sent < self.unsent.len() {
-            match self.stream.write(&self.unsent[self.sent..]) {
-                Ok(count) => self.sent += count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error).context("Redis closed the connection"),
-            }
-        }
-        if self.sent == self.unsent.len() {
-            self.unsent.clear();
-            self.sent = 0;
-        } else if self.unsent.len() > MOST_UNSENT_BYTES {
-            bail!("Redis does not accept published messages");
-        }
-        let mut buffer = [0; 16 * 1024];
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => bail!("Redis closed the connection"),
-                Ok(count) => self.reply.extend_from_slice(&buffer[..count]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error).context("Redis closed the connection"),
-            }
-        }
-        self.count_replies()
-    }
-
-    /// Whether replies are missing.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.replies < self.published
-    }
-
-    /// Number of acknowledged messages, and of the subscribers that Redis has sent them to.
-    pub(crate) fn taken(&self) -> (u64, u64) {
-        (self.replies, self.reached)
     }
 
     fn count_replies(&mut self) -> anyhow::Result<()> {
@@ -157,6 +109,45 @@ impl Publisher {
         let reply = redis::Parser::new().parse_value(&mut self.stream);
         let refusal = reply.context("Redis does not reply")?.extract_error();
         refusal.context("Redis refuses").map(drop)
+    }
+}
+
+impl External for Publisher {
+    fn send(&mut self, namespace: &str, room: &str, payload: &[u8]) {
+        let channel = format!("{}#{namespace}#{room}#", self.prefix);
+        let payload = String::from_utf8_lossy(payload);
+        let message = write_message(self.format, namespace, room, &payload);
+        let mut command = redis::cmd(self.format.command());
+        let command = command.arg(channel).arg(message).get_packed_command();
+        self.unsent.push(&command);
+        self.published += 1;
+    }
+
+    fn pump(&mut self) -> anyhow::Result<()> {
+        let written = self.unsent.write_to(&mut self.stream);
+        written.context("Redis closed the connection")?;
+        if self.unsent.len() > MOST_UNSENT_BYTES {
+            bail!("Redis does not accept published messages");
+        }
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => bail!("Redis closed the connection"),
+                Ok(count) => self.reply.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error).context("Redis closed the connection"),
+            }
+        }
+        self.count_replies()
+    }
+
+    /// Whether replies are missing.
+    fn is_busy(&self) -> bool {
+        self.replies < self.published
+    }
+
+    fn taken(&self) -> Option<(u64, u64)> {
+        Some((self.replies, self.reached))
     }
 }
 
@@ -247,12 +238,12 @@ mod tests {
             stream
         });
         let mut publisher = Publisher::connect(&url, "p", Format::Classic).unwrap();
-        publisher.publish("/", "r", b"hi");
-        publisher.publish("/", "r", b"hi");
+        publisher.send("/", "r", b"hi");
+        publisher.send("/", "r", b"hi");
         while publisher.is_busy() {
             publisher.pump().unwrap();
         }
-        assert_eq!(publisher.taken(), (2, 12));
+        assert_eq!(publisher.taken(), Some((2, 12)));
         drop(server.join().unwrap());
     }
 }

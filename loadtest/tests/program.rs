@@ -252,8 +252,8 @@ fn clients_survive_a_restart_of_their_server() {
         program = program().display(),
         address = server.address,
     );
-    let scenario = ["drain", &server.address, "--run", &command];
-    let options = "--members=10 --rate=50 --duration=8s --warm-up=100ms --at=200ms --grace=20s";
+    let scenario = ["deploy", &server.address, "--restart", &command];
+    let options = "--members=10 --rate=50 --warm-up=100ms --pause=500ms --grace=20s";
     let options: Vec<_> = options.split(' ').collect();
     let ran = measure(&[&scenario[..], &options].concat());
     if let Ok(pid) = std::fs::read_to_string(&started) {

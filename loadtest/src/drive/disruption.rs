@@ -1,6 +1,6 @@
 //! Disruptions: members join and leave, connections are reset and come back, servers restart.
 
-use std::{cmp::Reverse, process::Command};
+use std::cmp::Reverse;
 
 use super::Drive;
 use crate::{
@@ -17,7 +17,7 @@ impl Drive<'_> {
     }
 
     /// Applies the disruptions that are due. Returns the time of the next one.
-    pub(super) fn disturb(&mut self, now: Nanos, begin: Nanos) -> Nanos {
+    pub(super) fn disturb(&mut self, now: Nanos) -> Nanos {
         let disruption = &self.plan.disruption;
         while self.next_move <= now {
             self.move_someone();
@@ -27,29 +27,12 @@ impl Drive<'_> {
             self.tear_someone(now);
             self.next_tear = first_after(self.next_tear, disruption.tears);
         }
-        if let Some((command, at)) = &disruption.command
-            && self.child.is_none()
-            && now >= begin + span(*at)
-        {
-            self.start(command);
-        }
         self.take_back(now);
         let next_return = self
             .returns
             .peek()
             .map_or(Nanos::MAX, |Reverse((at, _))| *at);
         self.next_move.min(self.next_tear).min(next_return)
-    }
-
-    pub(super) fn start(&mut self, command: &str) {
-        match Command::new("sh").arg("-c").arg(command).spawn() {
-            Ok(child) => self.child = Some(child),
-            Err(error) => {
-                self.run
-                    .outcome
-                    .limit(&format!("the command could not be run: {error}"));
-            }
-        }
     }
 
     /// Picks a random client that does not send and is in one of these states; gives up after 20
@@ -125,21 +108,6 @@ impl Drive<'_> {
     /// Whether reconnects are pending in a scenario that requires all clients to return.
     pub(super) fn is_returning(&self) -> bool {
         self.plan.disruption.returns && !self.returns.is_empty()
-    }
-
-    /// Reports how the command ended. A command that still runs is not killed, because it may be in
-    /// the middle of a restart.
-    pub(super) fn end_command(&mut self) {
-        let Some(mut child) = self.child.take() else {
-            return;
-        };
-        let said = match child.try_wait() {
-            Ok(Some(status)) if status.success() => return,
-            Ok(Some(status)) => format!("the command ended with {status}"),
-            Ok(None) => "the command was still running at the end".to_owned(),
-            Err(error) => format!("the command: {error}"),
-        };
-        self.run.outcome.notes.push(said);
     }
 }
 

@@ -6,7 +6,6 @@ use anyhow::bail;
 use super::{Drive, LONGEST_OPENING, Pace};
 use crate::{
     clock::{self, MILLISECOND, Nanos},
-    external::External,
     run::TURN,
 };
 
@@ -14,7 +13,7 @@ impl Drive<'_> {
     /// Makes the emitter send one message to each room and waits until all members have received
     /// it.
     pub(super) fn rouse(&mut self) -> anyhow::Result<()> {
-        if !matches!(self.external, Some(External::Program(_))) {
+        if !self.has_program() {
             return Ok(());
         }
         self.run.enter("waiting for the emitter", None);
@@ -37,7 +36,7 @@ impl Drive<'_> {
 
     /// CPU time of the emitter so far.
     pub(super) fn emitter_cpu(&mut self) -> Nanos {
-        let usage = self.external.as_mut().and_then(External::usage);
+        let usage = self.external.as_mut().and_then(|external| external.usage());
         usage.map_or(0, |(cpu, _)| cpu)
     }
 
@@ -68,11 +67,15 @@ impl Drive<'_> {
         external.close();
     }
 
+    /// Whether messages come from a program, and not from our own publisher.
+    fn has_program(&self) -> bool {
+        let external = self.external.as_ref();
+        external.is_some_and(|external| external.taken().is_none())
+    }
+
     /// Whether an emitter is still running. Our own publisher does not wait for replies of Redis.
     pub(super) fn is_emitting(&self) -> bool {
-        let is_program = |external: &&External| matches!(external, External::Program(_));
-        let program = self.external.as_ref().filter(is_program);
-        program.is_some_and(|program| !program.has_emitted_all())
+        self.has_program() && !self.is_all_emitted()
     }
 
     /// Sends the flood as fast as the emitter accepts it.
@@ -98,7 +101,8 @@ impl Drive<'_> {
 
     /// Bytes that the emitter has not accepted yet.
     pub(super) fn unsent_bytes(&self) -> usize {
-        self.external.as_ref().map_or(0, External::unsent_bytes)
+        let external = self.external.as_ref();
+        external.map_or(0, |external| external.unsent_bytes())
     }
 
     /// Passes a message to the emitter.
@@ -135,7 +139,8 @@ impl Drive<'_> {
     }
 
     pub(super) fn is_all_emitted(&self) -> bool {
-        self.external.as_ref().is_none_or(External::has_emitted_all)
+        let external = self.external.as_ref();
+        external.is_none_or(|external| external.has_emitted_all())
     }
 }
 

@@ -1,6 +1,8 @@
 //! Restarts servers one after the other, each by a shell command that returns when its server is ready
 //! again, and notes when clients lost their connection and when they were back.
 
+use std::process::Command;
+
 use anyhow::{Context as _, bail};
 
 use super::Drive;
@@ -10,7 +12,7 @@ use crate::{
 };
 
 /// The restarts of a run, in order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Rolling {
     pub(crate) commands: Vec<String>,
     /// Time before the first restart, between two, and after the last.
@@ -37,10 +39,8 @@ pub(crate) struct Movements {
 impl Drive<'_> {
     /// Begins the next restart if it is due. Returns whether all are over and every client is back.
     pub(super) fn roll(&mut self, now: Nanos) -> anyhow::Result<bool> {
-        let Some(rolling) = &self.plan.disruption.rolling else {
-            return Ok(false);
-        };
-        if !self.marks.has_begun {
+        let rolling = &self.plan.disruption.rolling;
+        if rolling.commands.is_empty() || !self.marks.has_begun {
             return Ok(false);
         }
         let pause = span(rolling.pause);
@@ -65,15 +65,14 @@ impl Drive<'_> {
             return Ok(self.population.counts.members == clients as u64);
         };
         self.rolled.starts.push(now);
-        self.start(command);
+        let child = Command::new("sh").arg("-c").arg(command).spawn();
+        self.child = Some(child.context("the command of a restart")?);
         Ok(false)
     }
 
     /// The effect of each restart on the clients.
     pub(super) fn waves(&self) -> Vec<Wave> {
-        let Some(rolling) = &self.plan.disruption.rolling else {
-            return Vec::new();
-        };
+        let over_seconds = self.plan.disruption.rolling.over.as_secs_f64();
         let starts = &self.rolled.starts;
         let ends = starts.iter().skip(1).copied().chain([clock::now()]);
         let movements = &self.population.movements;
@@ -86,7 +85,7 @@ impl Drive<'_> {
             Wave {
                 closed: within(&movements.losses).len() as u64,
                 returned: returns.len() as u64,
-                over_seconds: rolling.over.as_secs_f64(),
+                over_seconds,
                 peak: peak(&returns),
             }
         };

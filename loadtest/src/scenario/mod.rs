@@ -5,26 +5,22 @@ mod joins;
 mod rooms;
 mod storm;
 
-use crate::{failure::Failure, options::Command, outcome::Outcome};
+use crate::{options::Scenario, outcome::Outcome};
 
-/// Runs the scenario of a command in this process.
-pub(crate) fn run(command: &Command) -> anyhow::Result<Outcome> {
-    match command {
-        Command::Idle(options) => rooms::idle(options),
-        Command::FanOut(options) => rooms::fan_out(options),
-        Command::Cluster(options) => rooms::cluster(options),
-        Command::Emitter(options) => rooms::emitter(options),
-        Command::Slow(options) => rooms::slow(options),
-        Command::Churn(options) => rooms::churn(options),
-        Command::Jitter(options) => rooms::jitter(options),
-        Command::Drain(options) => rooms::drain(options),
-        Command::Deploy(options) => rooms::deploy(options),
-        Command::Soak(options) => rooms::soak(options),
-        Command::Echo(options) => echo::run(options),
-        Command::Joins(options) => joins::run(options),
-        Command::Storm(options) => storm::run(options),
-        Command::Chaos(_) | Command::Merge(_) | Command::Compare(_) => {
-            Err(Failure::Arguments("this is no scenario".to_owned()).into())
-        }
+/// Runs a scenario in this process.
+pub(crate) fn run(scenario: &Scenario) -> anyhow::Result<Outcome> {
+    match scenario {
+        Scenario::Idle(options) => rooms::idle(options),
+        Scenario::FanOut(options) => rooms::fan_out(options),
+        Scenario::Cluster(options) => rooms::cluster(options),
+        Scenario::Emitter(options) => rooms::emitter(options),
+        Scenario::Slow(options) => rooms::slow(options),
+        Scenario::Churn(options) => rooms::churn(options),
+        Scenario::Jitter(options) => rooms::jitter(options),
+        Scenario::Deploy(options) => rooms::deploy(options),
+        Scenario::Soak(options) => rooms::soak(options),
+        Scenario::Echo(options) => echo::run(options),
+        Scenario::Joins(options) => joins::run(options),
+        Scenario::Storm(options) => storm::run(options),
     }
 }

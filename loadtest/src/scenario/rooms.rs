@@ -5,9 +5,7 @@ use crate::{
     external::External,
     failure::Failure,
     ledger::Shape,
-    options::{
-        Churn, Common, Deploy, Drain, Emitter, FanOut, Idle, Jitter, Paced, Rooms, Slow, Soak,
-    },
+    options::{Churn, Common, Deploy, Emitter, FanOut, Idle, Jitter, Paced, Rooms, Slow, Soak},
     outcome::Outcome,
     program::Program,
     redis::{Format, Publisher},
@@ -69,9 +67,9 @@ pub(super) fn emitter(options: &Emitter) -> anyhow::Result<Outcome> {
     Drive::new(&plan, common, Some(external))?.run()
 }
 
-fn external(options: &Emitter) -> anyhow::Result<External> {
+fn external(options: &Emitter) -> anyhow::Result<Box<dyn External>> {
     if let Some(command) = &options.emit_with {
-        return Program::start(command).map(External::Program);
+        return Ok(Box::new(Program::start(command)?));
     }
     let Some(redis) = &options.redis else {
         let said = "emitter takes --redis or --emit-with";
@@ -82,7 +80,8 @@ fn external(options: &Emitter) -> anyhow::Result<External> {
     } else {
         Format::Classic
     };
-    Publisher::connect(redis, &options.prefix, format).map(External::Redis)
+    let publisher = Publisher::connect(redis, &options.prefix, format)?;
+    Ok(Box::new(publisher))
 }
 
 pub(super) fn slow(options: &Slow) -> anyhow::Result<Outcome> {
@@ -117,29 +116,19 @@ pub(super) fn jitter(options: &Jitter) -> anyhow::Result<Outcome> {
     disturbed("jitter", &options.paced, disruption)
 }
 
-pub(super) fn drain(options: &Drain) -> anyhow::Result<Outcome> {
-    let is_first = options.paced.common.part.is_none_or(|(at, _)| at == 0);
-    let run = options.run.clone().filter(|_| is_first);
-    let disruption = Disruption {
-        returns: true,
-        command: run.map(|command| (command, options.at)),
-        ..Disruption::default()
-    };
-    disturbed("drain", &options.paced, disruption)
-}
-
 pub(super) fn deploy(options: &Deploy) -> anyhow::Result<Outcome> {
-    if options.paced.common.processes > 1 || options.paced.common.part.is_some() {
-        let said = "deploy takes one process: the busiest second is that of all clients";
+    let common = &options.paced.common;
+    if !options.restart.is_empty() && (common.processes > 1 || common.part.is_some()) {
+        let said = "deploy --restart takes one process: the busiest second is that of all clients";
         return Err(Failure::Arguments(said.to_owned()).into());
     }
     let disruption = Disruption {
         returns: true,
-        rolling: Some(Rolling {
+        rolling: Rolling {
             commands: options.restart.clone(),
             pause: options.pause,
             over: options.over,
-        }),
+        },
         ..Disruption::default()
     };
     disturbed("deploy", &options.paced, disruption)
