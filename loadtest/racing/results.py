@@ -60,7 +60,7 @@ class Results:
             if not is_whole(result):
                 continue
             outcome = json.loads(result.read_text())
-            if faults := ledger(result):
+            if faults := ledger(outcome):
                 arrived = f"{outcome['ledger']['arrived']:,} arrived"
                 self.note(self.ledgers, line, server, f"{round_of(path)}: {who}{arrived}, {faults}")
             for limit in outcome["limited_by"]:
@@ -74,8 +74,6 @@ class Results:
         notes.setdefault((line, server), []).append(text)
 
     def compare(self, paths):
-        # `compare` takes at least two results.
-        paths = paths * (2 if len(paths) == 1 else 1)
         with tempfile.NamedTemporaryFile(suffix=".json") as out:
             command = [self.loadtest, "compare", *paths, "--json", out.name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -118,9 +116,9 @@ def is_of_loadtest(path):
     return "scenario" in json.loads(Path(path).read_text())
 
 
-def ledger(path):
-    """Summarises the faults in a ledger; empty if it is clean."""
-    tally = json.loads(path.read_text())["ledger"]
+def ledger(outcome):
+    """Summarises the faults in the ledger of a result; empty if it is clean."""
+    tally = outcome["ledger"]
     faults = ["lost", "duplicated", "reordered", "corrupted", "stray"]
     return ", ".join(f"{tally[name]:,} {name}" for name in faults if tally.get(name))
 
@@ -133,10 +131,10 @@ def is_whole(path):
         return False
 
 
-def remarks(said):
-    """Returns the remarks of a run that its result file does not contain."""
-    in_results = ("ledger:", "LIMITED BY", "large room:")
-    return "; ".join(part for part in said.split("; ") if part and not part.startswith(in_results))
+def summary(path):
+    """The faults and limits of a result."""
+    outcome = json.loads(path.read_text())
+    return "; ".join(filter(None, [ledger(outcome), *outcome["limited_by"]]))
 
 
 def round_of(path):

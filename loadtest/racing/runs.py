@@ -24,7 +24,7 @@ class Race:
         self.quick = quick
 
     def run(self, line, server, number):
-        """Makes a run. Returns remarks for the reader, empty if there are none."""
+        """Makes a run. Returns a remark that its result does not contain, or the reason of a failure; empty if there is none."""
         path = self.folder / f"round-{number}" / line.name / f"{server}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -88,13 +88,12 @@ class Race:
         # The server and the room's load use all cores. Without priority, the figure would be the time
         # that the echo client itself waits for a core.
         urgent = self.programs.urgent()
-        said = self.load(line, nodes, path, pinned=False, before=urgent)
+        self.load(line, nodes, path, pinned=False, before=urgent)
         if room.child.poll() is not None:
             raise Failed("the load of the large room ended before the echo run")
         status = room.wait(seconds + OVERHEAD_SECONDS)
-        beside = verdict(status, room.lines)
-        plain = "" if urgent else "no permission to set priorities: latencies include the client's own wait for a core"
-        return "; ".join(filter(None, [said, beside and f"large room: {beside}", plain]))
+        check(status, room.lines)
+        return "" if urgent else "no permission to set priorities: latencies include the client's own wait for a core"
 
     def churn(self, line, nodes, redis, path, more):
         """Counts channels in Redis during the run. Fails if some are left at the end."""
@@ -105,11 +104,11 @@ class Race:
                 nonlocal most
                 most = max(most, link.channels())
 
-            said = self.load(line, nodes, path, more, meanwhile=look)
+            self.load(line, nodes, path, more, meanwhile=look)
             if (left := link.channels() - before) > 0:
                 raise Failed(f"{left:,} channels were not given up")
         add(path, [(MOST_CHANNELS, "", most - before)])
-        return said
+        return ""
 
     def load(self, line, nodes, path, more=(), pinned=True, before=(), meanwhile=lambda: None):
         seconds = self.seconds(line)
@@ -122,7 +121,8 @@ class Race:
             while loader.child.poll() is None and time.monotonic() < until:
                 meanwhile()
                 time.sleep(LOOK_SECONDS)
-            return verdict(loader.wait(1), loader.lines)
+            check(loader.wait(1), loader.lines)
+        return ""
 
     def seconds(self, line):
         # A flood ends by itself.
@@ -188,11 +188,8 @@ def add(path, figures):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"figures": rows}))
 
 
-def verdict(status, said):
-    """Returns the load test's remarks on its figures. Raises Failed if it has none."""
-    if status == 0:
-        return ""
-    if status in (4, 5):
-        marks = ("ledger:", "LIMITED BY")
-        return "; ".join(line.strip() for line in said if line.strip().startswith(marks))
-    raise Failed(f"status {status}: {' '.join(said[-2:])}")
+def check(status, said):
+    """Raises Failed if the load test has no figures."""
+    # Statuses 4 and 5: the result has the faults of its ledger, and its limits.
+    if status not in (0, 4, 5):
+        raise Failed(f"status {status}: {' '.join(said[-2:])}")

@@ -17,7 +17,7 @@ from .progress import Progress
 from .publish import BEGIN, END, between, publish, report
 from .record import Record
 from .report import ahead, cell
-from .results import Results, remarks
+from .results import Results
 from .runs import write
 from .servers import Failed, Programs
 
@@ -64,7 +64,6 @@ class WhoIsAhead(unittest.TestCase):
         known = results({("room-10", "roomcast", figure): 10, ("room-10", "node", figure): 20})
         self.assertEqual(len(list(ahead([line(figures=[figure])], known))), 1)
 
-
     def test_what_the_kernel_takes_is_nobodys_lead(self):
         figure = "idle connection, kernel objects of both ends"
         known = results({("room-10", "roomcast", figure): 20, ("room-10", "node", figure): 10})
@@ -86,12 +85,6 @@ class Marks(unittest.TestCase):
         self.assertIn("5.00 ×", cell(line(), "node", CPU, known))
         self.assertTrue(cell(line(), "node", CPU, known).endswith("²"))
         self.assertIn("- `room-10`, node: round 1: 9 arrived, 7 reordered", text)
-
-
-    def test_what_stands_in_a_result_is_no_remark_of_the_race(self):
-        in_result = "ledger: 5 arrived; large room: ledger: 7 arrived; LIMITED BY its connections"
-        self.assertEqual(remarks(in_result), "")
-        self.assertEqual(remarks(f"{in_result}; no priorities"), "no priorities")
 
 
 class BeforeAndAfter(unittest.TestCase):
