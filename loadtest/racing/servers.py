@@ -4,7 +4,6 @@ Each is a separate process on a given core, which ends with the block that start
 """
 
 import contextlib
-import functools
 import re
 import shlex
 import socket
@@ -25,7 +24,7 @@ TEXT_BYTES = 64
 
 # Servers without and with Redis: name and command. Programs of the peers are built in `peers/`.
 ALONE = {
-    "roomcast": ["roomcast", "serve", "--client-rooms"],
+    "roomcast": ["roomcast", "serve", "--client-rooms", "--access=open"],
     "floor": ["peers/floor"],
     "coalescing floor": ["peers/floor", "--coalesce"],
     "task floor": ["peers/task-floor"],
@@ -80,12 +79,12 @@ class Programs:
         """Replaces the program of a command by its path."""
         program, *arguments = command
         if name.endswith(BEFORE):
-            return [str(self.before), *arguments, *opened(command, self.before)]
+            return [str(self.before), *arguments]
         if program.startswith("peers/"):
             program = str(self.target / "peers/release" / program.removeprefix("peers/"))
         elif program == "roomcast":
             program = self.roomcast(program)
-        return [program, *arguments, *opened(command, program)]
+        return [program, *arguments]
 
     def emitting(self, name, redis):
         """Returns the shell command of a server's emitter."""
@@ -122,21 +121,6 @@ class Programs:
         before = ["chrt", "--fifo", "1"]
         allowed = subprocess.run([*before, "true"], capture_output=True, check=False).returncode == 0
         return before if allowed else []
-
-
-def opened(command, program):
-    """Returns the option that lets everybody connect. An earlier build may not have it."""
-    return ["--access=open"] if command[:2] == ["roomcast", "serve"] and has_access(str(program)) else []
-
-
-@functools.cache
-def has_access(program):
-    try:
-        helped = subprocess.run([program, "serve", "--help"], capture_output=True, text=True, check=False)
-    except OSError:
-        # The caller reports it.
-        return False
-    return "--access" in helped.stdout
 
 
 class Process:

@@ -234,23 +234,34 @@ mod tests {
         (one - other).abs() < 1e-6 * other.abs().max(1.0)
     }
 
+    /// CPU time and bytes of a process.
+    fn usage(cpu_nanos: u64, bytes: u64) -> Usage {
+        Usage {
+            cpu_nanos,
+            rss_bytes: bytes,
+            pss_bytes: bytes,
+            descriptors: 0,
+        }
+    }
+
+    fn server(name: &str, [before, begin, end]: [Usage; 3]) -> Server {
+        Server {
+            pid: 1,
+            name: name.to_owned(),
+            before,
+            begin,
+            end,
+        }
+    }
+
     #[test]
     fn figures_are_counts_divided_by_the_window_and_by_cpu() {
         let mut outcome = Outcome::new("fan-out");
         outcome.seconds = 2.0;
         outcome.own_cpu_nanos = 1_000_000_000;
         outcome.set("deliveries", 1_000_000);
-        let usage = |cpu_nanos| Usage {
-            cpu_nanos,
-            ..Usage::default()
-        };
-        outcome.servers.push(Server {
-            pid: 1,
-            name: "s".to_owned(),
-            before: usage(0),
-            begin: usage(500_000_000),
-            end: usage(2_000_000_000),
-        });
+        let usages = [0, 500_000_000, 2_000_000_000].map(|cpu| usage(cpu, 0));
+        outcome.servers.push(server("s", usages));
         let figures = figures(&outcome);
         assert!(close(value(&figures, "deliveries per second"), 500_000.0));
         assert!(close(value(&figures, "server CPU per delivery"), 1.5));
@@ -266,17 +277,9 @@ mod tests {
         outcome.set("deliveries", 2000);
         outcome.set("emitter nanoseconds", 500_000_000);
         outcome.set("emitter CPU nanoseconds", 10_000_000);
-        for (pid, cpu_nanos) in [(1, 3_000_000), (2, 1_000_000)] {
-            outcome.others.push(Server {
-                pid,
-                name: "Redis".to_owned(),
-                before: Usage::default(),
-                begin: Usage::default(),
-                end: Usage {
-                    cpu_nanos,
-                    ..Usage::default()
-                },
-            });
+        for cpu_nanos in [3_000_000, 1_000_000] {
+            let usages = [usage(0, 0), usage(0, 0), usage(cpu_nanos, 0)];
+            outcome.others.push(server("Redis", usages));
         }
         let figures = figures(&outcome);
         assert!(close(value(&figures, "emits per second"), 2000.0));
@@ -297,18 +300,8 @@ mod tests {
         outcome.seconds = 1.0;
         outcome.set("connections", 1100);
         outcome.set("connections counted", 1000);
-        let usage = |rss_bytes| Usage {
-            rss_bytes,
-            pss_bytes: rss_bytes,
-            ..Usage::default()
-        };
-        outcome.servers.push(Server {
-            pid: 1,
-            name: "s".to_owned(),
-            before: usage(500_000),
-            begin: usage(0),
-            end: usage(1_500_000),
-        });
+        let usages = [500_000, 0, 1_500_000].map(|bytes| usage(0, bytes));
+        outcome.servers.push(server("s", usages));
         assert!(close(
             value(&figures(&outcome), "idle connection, resident"),
             1000.0

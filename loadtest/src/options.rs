@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use clap::{Args, Parser, Subcommand, builder::ArgPredicate};
+use clap::{
+    Args, Parser, Subcommand,
+    builder::{ArgPredicate, RangedI64ValueParser, RangedU64ValueParser},
+};
 
 use crate::{
     chaos::Chaos,
@@ -113,7 +116,7 @@ pub(crate) struct Common {
     #[arg(long, default_value_t = 100, value_parser = positive())]
     pub(crate) opening: u32,
     /// Length of the payload of each message, in bytes
-    #[arg(long, default_value_t = 128, value_parser = payload)]
+    #[arg(long, default_value_t = 128, value_parser = payload())]
     pub(crate) payload: usize,
     /// Seed of random choices
     #[arg(long, default_value_t = 1)]
@@ -427,15 +430,8 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-fn payload(text: &str) -> Result<usize, String> {
-    let bytes: usize = text.parse().map_err(|_| "a number of bytes".to_owned())?;
-    if (MIN_PAYLOAD_BYTES..=MAX_PAYLOAD_BYTES).contains(&bytes) {
-        Ok(bytes)
-    } else {
-        Err(format!(
-            "between {MIN_PAYLOAD_BYTES} and {MAX_PAYLOAD_BYTES} bytes"
-        ))
-    }
+fn payload() -> RangedU64ValueParser<usize> {
+    (MIN_PAYLOAD_BYTES as u64..=MAX_PAYLOAD_BYTES as u64).into()
 }
 
 fn namespace(text: &str) -> Result<String, String> {
@@ -461,7 +457,7 @@ fn part(text: &str) -> Result<(u32, u32), String> {
         .ok_or_else(|| "like 0/2".to_owned())
 }
 
-fn positive() -> clap::builder::RangedI64ValueParser<u32> {
+fn positive() -> RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=10_000_000)
 }
 

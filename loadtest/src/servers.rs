@@ -19,11 +19,18 @@ pub(crate) struct Observed {
 impl Observed {
     /// Looks at everything for the first time.
     pub(crate) fn new(common: &Common) -> anyhow::Result<Self> {
+        let servers = common
+            .server_pid
+            .iter()
+            .map(|pid| first_look(*pid, None).with_context(|| format!("--server-pid {pid}")));
+        let others = common.process.iter().map(|Named { name, pid }| {
+            first_look(*pid, Some(name)).with_context(|| format!("--process {name}={pid}"))
+        });
         let gauges = common.gauge.iter();
         let gauges = gauges.map(|gauge| Ok((gauge.clone(), gauge.first_reading()?)));
         Ok(Self {
-            servers: Servers::new(&common.server_pid)?,
-            others: Servers::named(&common.process)?,
+            servers: Servers(servers.collect::<anyhow::Result<_>>()?),
+            others: Servers(others.collect::<anyhow::Result<_>>()?),
             gauges: gauges.collect::<anyhow::Result<_>>()?,
         })
     }
@@ -69,23 +76,6 @@ pub(crate) const USED_BEFORE: &str =
     "memory of an earlier run, which hides growth: use a fresh server";
 
 impl Servers {
-    /// Reads each process for the first time. Fails with the pid of one that does not exist.
-    fn new(pids: &[u32]) -> anyhow::Result<Self> {
-        let servers = pids.iter().map(|pid| {
-            let name = || system::name(*pid);
-            first_look(*pid, name).with_context(|| format!("--server-pid {pid}"))
-        });
-        servers.collect::<anyhow::Result<_>>().map(Self)
-    }
-
-    /// Reads processes with display names for the first time.
-    fn named(processes: &[Named]) -> anyhow::Result<Self> {
-        let servers = processes.iter().map(|Named { name, pid }| {
-            first_look(*pid, || Ok(name.clone())).with_context(|| format!("--process {name}={pid}"))
-        });
-        servers.collect::<anyhow::Result<_>>().map(Self)
-    }
-
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.0.iter().map(|server| server.pid).collect()
     }
@@ -157,8 +147,12 @@ impl Servers {
     }
 }
 
-fn first_look(pid: u32, name: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<Server> {
-    let look = || anyhow::Ok((name()?, Usage::of(pid)?));
+/// Reads a process for the first time. Without a name, it has that of the kernel.
+fn first_look(pid: u32, name: Option<&str>) -> anyhow::Result<Server> {
+    let look = || {
+        let name = name.map_or_else(|| system::name(pid), |name| Ok(name.to_owned()));
+        anyhow::Ok((name?, Usage::of(pid)?))
+    };
     let (name, before) = look().context("no such process")?;
     Ok(Server {
         pid,

@@ -5,7 +5,7 @@
 
 use std::fs;
 
-use procfs::{Current as _, Meminfo, process::Process};
+use procfs::{CpuInfo, Current as _, Meminfo, process::Process};
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     time::{ClockId, clock_gettime},
@@ -115,17 +115,14 @@ pub(crate) fn raise_descriptor_limit() -> u64 {
 /// Cores, processor and kernel, for the head of a result.
 pub(crate) fn machine() -> String {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processor = CpuInfo::current().ok();
     // All cores of the machine, even if this process is pinned.
-    let cores = processor
-        .lines()
-        .filter(|line| line.starts_with("processor"))
-        .count();
-    let processor = processor
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or("unknown processor", |(_, name)| name);
-    format!("{cores} cores, {processor}, Linux {}", kernel.trim())
+    let cores = processor.as_ref().map_or(0, CpuInfo::num_cores);
+    let name = processor
+        .as_ref()
+        .and_then(|processor| processor.model_name(0));
+    let name = name.unwrap_or("unknown processor");
+    format!("{cores} cores, {name}, Linux {}", kernel.trim())
 }
 
 #[cfg(test)]

@@ -60,6 +60,16 @@ pub(super) enum Entry {
     },
 }
 
+impl Entry {
+    /// The node on which the client was from then on, and since when.
+    fn place(&self) -> Option<(usize, Nanos)> {
+        match self {
+            Self::Joined { node, at } | Self::Recovered { node, at } => Some((*node, *at)),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Receiver {
     pub(super) room: usize,
@@ -403,32 +413,18 @@ fn breaks(receiver: &Receiver, of: usize) -> Vec<Break> {
 impl Receiver {
     /// When the client was back, if it was on the node of a drain and lost its connection by it.
     fn back_from(&self, drain: &Drain, until: Nanos) -> Option<Nanos> {
-        let is_before = |entry: &&Entry| match entry {
-            Entry::Joined { at, .. } | Entry::Recovered { at, .. } => *at < drain.at,
-            _ => false,
-        };
-        let place = self.entries.iter().rfind(is_before)?;
-        let (Entry::Joined { node, .. } | Entry::Recovered { node, .. }) = place else {
-            return None;
-        };
-        let back = self.entries.iter().find_map(|entry| match entry {
-            Entry::Joined { at, .. } | Entry::Recovered { at, .. } if *at >= drain.at => Some(*at),
-            _ => None,
-        })?;
-        (*node == drain.node && back < until).then_some(back)
+        let mut places = self.entries.iter().filter_map(Entry::place);
+        let (node, _) = places.clone().rfind(|(_, at)| *at < drain.at)?;
+        let (_, back) = places.find(|(_, at)| *at >= drain.at)?;
+        (node == drain.node && back < until).then_some(back)
     }
 
     /// Whether the client was on the node of a report between a message and the report.
     fn is_on(&self, report: &Report, sent: &Sent) -> bool {
-        let mut spans = Vec::new();
-        for entry in &self.entries {
-            if let Entry::Joined { node, at } | Entry::Recovered { node, at } = entry {
-                spans.push((*node, *at));
-            }
-        }
-        let ends = spans.iter().skip(1).map(|(_, at)| *at).chain([Nanos::MAX]);
-        let mut spans = spans.iter().zip(ends);
-        spans.any(|((node, from), to)| *node == report.node && *from < report.at && to > sent.begin)
+        let places = self.entries.iter().filter_map(Entry::place);
+        let ends = places.clone().skip(1).map(|(_, at)| at);
+        let mut spans = places.zip(ends.chain([Nanos::MAX]));
+        spans.any(|((node, from), to)| node == report.node && from < report.at && to > sent.begin)
     }
 }
 

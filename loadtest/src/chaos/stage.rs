@@ -23,7 +23,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-pub(super) use nodes::{KEY, NodeJs, Servers};
+pub(super) use nodes::{KEY, Servers};
 
 use super::{
     Mode,
@@ -262,8 +262,8 @@ impl Stage {
     pub(super) fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
         let name = format!("node{}", node + 1);
         let (process, found) = match self.programs.servers {
-            Servers::NodeClassic => self.node_js_process(&name, node, NodeJs::Classic)?,
-            Servers::NodeStreams => self.node_js_process(&name, node, NodeJs::Streams)?,
+            Servers::NodeClassic => self.node_js_process(&name, node, "classic")?,
+            Servers::NodeStreams => self.node_js_process(&name, node, "streams")?,
             Servers::Roomcast => self.node_process(&name, node, |command| {
                 let offset = ["+1h", "-1h"].get(node);
                 let offset = offset.filter(|_| self.setup.has_wrong_clocks);
@@ -286,7 +286,7 @@ impl Stage {
     /// Starts a server of Node.js as one more member of the cluster. Returns it as the only place of its clients and
     /// publishers.
     pub(super) fn start_member(&mut self) -> anyhow::Result<Arc<Places>> {
-        let (process, found) = self.node_js_process("member", 0, NodeJs::Classic)?;
+        let (process, found) = self.node_js_process("member", 0, "classic")?;
         self.strangers.push(process);
         let places = Places::default();
         places.balancer.get_or_init(|| found.clients);

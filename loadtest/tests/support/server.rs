@@ -291,11 +291,12 @@ fn message(room: &str, data: &str) -> String {
 }
 
 /// PING and PUBLISH. A message is not decoded: its payload begins with `rl1` and is 64 bytes long.
-fn serve_redis(state: &State, stream: TcpStream) -> Option<()> {
+fn serve_redis(state: &State, mut stream: TcpStream) -> Option<()> {
     let mut writer = stream.try_clone().ok()?;
-    let mut reader = BufReader::new(stream);
+    let mut parser = redis::Parser::new();
     loop {
-        let words = read_command(&mut reader)?;
+        let command = parser.parse_value(&mut stream).ok()?;
+        let words: Vec<Vec<u8>> = redis::from_redis_value(command).ok()?;
         if words[0] == b"PING" {
             writer.write_all(b"+PONG\r\n").ok()?;
             continue;
@@ -316,23 +317,6 @@ fn serve_redis(state: &State, stream: TcpStream) -> Option<()> {
             .broadcast(&state.behaviour, room, data);
         writer.write_all(b":1\r\n").ok()?;
     }
-}
-
-fn read_command(reader: &mut BufReader<TcpStream>) -> Option<Vec<Vec<u8>>> {
-    let count = read_number(reader, '*')?;
-    let words = (0..count).map(|_| {
-        let mut word = vec![0; read_number(reader, '$')? + 2];
-        reader.read_exact(&mut word).ok()?;
-        word.truncate(word.len() - 2);
-        Some(word)
-    });
-    words.collect()
-}
-
-fn read_number(reader: &mut BufReader<TcpStream>, kind: char) -> Option<usize> {
-    let mut line = String::new();
-    reader.read_line(&mut line).ok()?;
-    line.strip_prefix(kind)?.trim().parse().ok()
 }
 
 fn read_text(websocket: &mut WebSocket<TcpStream>) -> Option<String> {

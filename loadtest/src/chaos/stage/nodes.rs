@@ -17,13 +17,6 @@ pub(crate) enum Servers {
     NodeStreams,
 }
 
-/// The adapter of a server of Node.js.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NodeJs {
-    Classic,
-    Streams,
-}
-
 impl Stage {
     /// Starts a node with its settings as a file and its log beside it.
     pub(super) fn node_process(
@@ -61,25 +54,22 @@ impl Stage {
         self.await_node(name, &mut command)
     }
 
-    /// Starts a server of Node.js.
+    /// Starts a server of Node.js with this adapter, `classic` or `streams`.
     pub(super) fn node_js_process(
         &self,
         name: &str,
         proxy: usize,
-        kind: NodeJs,
+        adapter: &str,
     ) -> anyhow::Result<(Process, Addresses)> {
         let script = &self.programs.node_js;
         if !script.exists() {
             bail!("there is no {}: see --node-server", script.display());
         }
-        let adapter = match kind {
-            NodeJs::Classic => "--adapter=classic",
-            NodeJs::Streams => "--adapter=streams",
-        };
         let mut command = command("node");
         command
             .arg(script)
-            .args([adapter, "--listen=127.0.0.1:0"])
+            .arg("--listen=127.0.0.1:0")
+            .arg(format!("--adapter={adapter}"))
             .arg(format!("--redis={}", self.redis_url(proxy)));
         self.await_node(name, &mut command)
     }
