@@ -250,27 +250,8 @@ impl<'a> Drive<'a> {
     /// Starts to connect a client. Returns `false` if the machine has no ports or descriptors left.
     fn open(&mut self, client: usize) -> bool {
         let target = self.target_of(client);
-        let now = clock::now();
-        self.population.connecting(client, now);
-        match self.run.swarm.open(client, target) {
-            Ok(()) => true,
-            Err(end @ (End::Ports | End::Descriptors)) => {
-                let what = if end == End::Ports {
-                    "source ports"
-                } else {
-                    "descriptors"
-                };
-                self.run
-                    .outcome
-                    .limit(&format!("{what} of this machine ran out"));
-                crate::swarm::Sink::ended(&mut self.population, client, end, now);
-                false
-            }
-            Err(end) => {
-                crate::swarm::Sink::ended(&mut self.population, client, end, now);
-                true
-            }
-        }
+        self.population.connecting(client, clock::now());
+        self.run.open(&mut self.population, client, target)
     }
 
     fn target_of(&self, client: usize) -> usize {

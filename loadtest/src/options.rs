@@ -29,7 +29,7 @@ pub(crate) struct Options {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     #[command(flatten)]
-    Scenario(Scenario),
+    Scenario(Box<Scenario>),
     /// Cause faults of nodes, networks and Redis in a cluster of its own, and account for each message
     Chaos(Chaos),
     /// Add results of several loaders of one run

@@ -11,7 +11,7 @@ use crate::{
     options::Common,
     outcome::Outcome,
     servers::Observed,
-    swarm::{Dial, Sink, Swarm, Transport},
+    swarm::{Dial, End, Sink, Swarm, Transport},
     system,
     target::Target,
     watch::{Progress, Watch},
@@ -126,15 +126,31 @@ impl Run {
                 let now = clock::now();
                 begin(sink, begun, now);
                 let target = begun % self.swarm.targets().len();
-                if let Err(end) = self.swarm.open(begun, target) {
-                    sink.ended(begun, end, now);
-                }
+                self.open(sink, begun, target);
                 begun += 1;
             }
             self.turn(TURN, sink)?;
             self.report(settled(sink) as u64, 0);
         }
         Ok(())
+    }
+
+    /// Starts to connect a client. Returns `false` if the machine has no ports or descriptors left.
+    pub(crate) fn open(&mut self, sink: &mut impl Sink, client: usize, target: usize) -> bool {
+        let Err(end) = self.swarm.open(client, target) else {
+            return true;
+        };
+        let used_up = match end {
+            End::Ports => Some("source ports"),
+            End::Descriptors => Some("descriptors"),
+            _ => None,
+        };
+        if let Some(what) = used_up {
+            let said = format!("{what} of this machine ran out");
+            self.outcome.limit(&said);
+        }
+        sink.ended(client, end, clock::now());
+        used_up.is_none()
     }
 
     pub(crate) fn begin_window(&mut self) {

@@ -187,6 +187,18 @@ fn a_server_without_echo_is_asked_for_something_else() {
 }
 
 #[test]
+fn clients_that_the_server_refuses_are_no_connections() {
+    let server = Server::start(Behaviour {
+        admits: |connection| connection % 4 == 0,
+        ..HONEST
+    });
+    let ran = measured(&["echo", &server.address], "--clients=8");
+    assert_eq!(ran.status, Some(5), "{}", ran.said);
+    assert_eq!(ran.count("connections"), 2, "{}", ran.said);
+    ran.assert_says("only 2 of 8 connected");
+}
+
+#[test]
 fn a_run_that_did_not_get_all_its_members_says_so() {
     let server = Server::start(Behaviour {
         grants: |join| join % 4 != 3,

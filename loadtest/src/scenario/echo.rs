@@ -33,8 +33,10 @@ struct Asking {
     window: std::ops::Range<Nanos>,
     latency: Histogram,
     connect: Histogram,
-    connected: usize,
-    gone: usize,
+    /// Clients that have connected or failed.
+    settled: usize,
+    /// Clients that are connected.
+    open: usize,
     outstanding: usize,
     probe_answered: bool,
     ends: BTreeMap<&'static str, u64>,
@@ -104,7 +106,8 @@ impl Asking {
 
 impl Sink for Asking {
     fn connected(&mut self, client: usize, now: Nanos, _: &mut Replies) {
-        self.connected += 1;
+        self.settled += 1;
+        self.open += 1;
         self.clients[client].is_open = true;
         self.connect.record(now - self.clients[client].since);
         self.ledger.open(client);
@@ -138,8 +141,10 @@ impl Sink for Asking {
             one.times.clear();
             one.first = one.next;
             self.ledger.cut(client);
+            self.open -= 1;
+        } else {
+            self.settled += 1;
         }
-        self.gone += 1;
         self.last_end = Some(end);
     }
 }
@@ -172,8 +177,8 @@ pub(super) fn run(options: &Echo) -> anyhow::Result<Outcome> {
         window: 0..0,
         latency: Histogram::new(),
         connect: Histogram::new(),
-        connected: 0,
-        gone: 0,
+        settled: 0,
+        open: 0,
         outstanding: 0,
         probe_answered: false,
         ends: BTreeMap::new(),
@@ -194,7 +199,7 @@ pub(super) fn run(options: &Echo) -> anyhow::Result<Outcome> {
     outcome.setting("clients", &count);
     outcome.setting("event", &if asking.echoes { "echo" } else { "rooms" });
     outcome.setting("pace", &pace);
-    outcome.set("connections", (asking.connected - asking.gone) as u64);
+    outcome.set("connections", asking.open as u64);
     outcome.time("echo", &asking.latency);
     outcome.time("connect", &asking.connect);
     outcome.add_ends(&asking.ends);
@@ -205,15 +210,11 @@ pub(super) fn run(options: &Echo) -> anyhow::Result<Outcome> {
 
 fn open_all(run: &mut Run, asking: &mut Asking, opening: usize) -> anyhow::Result<()> {
     let count = asking.clients.len();
-    let settled = |asking: &Asking| asking.connected + asking.gone;
+    let settled = |asking: &Asking| asking.settled;
     run.open_all((count, opening), asking, settled, |asking, client, now| {
         asking.clients[client].since = now;
     })?;
-    let open = asking
-        .clients
-        .iter()
-        .filter(|client| client.is_open)
-        .count();
+    let open = asking.open;
     if open == 0 {
         bail!("no client connected: {:?}", asking.last_end);
     }
@@ -294,10 +295,7 @@ fn traffic(
             sent += 1;
         }
         run.turn(next.saturating_sub(clock::now()), asking)?;
-        run.report(
-            (asking.connected - asking.gone) as u64,
-            asking.ledger.arrivals(),
-        );
+        run.report(asking.open as u64, asking.ledger.arrivals());
     }
     run.end_window();
     asking.goes_on = false;

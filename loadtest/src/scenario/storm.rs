@@ -131,7 +131,10 @@ fn storm(
                 break;
             };
             begun += 1;
-            if !connect(run, arrivals, client, due, begun) {
+            arrivals.since[client] = due;
+            arrivals.pending += 1;
+            let target = begun as usize % run.swarm.targets().len();
+            if !run.open(arrivals, client, target) {
                 break;
             }
         }
@@ -157,22 +160,6 @@ fn storm(
         ));
     }
     Ok(())
-}
-
-/// Starts to connect a client. Returns `false` if the machine has no ports or descriptors left.
-fn connect(run: &mut Run, arrivals: &mut Arrivals, client: usize, due: Nanos, number: u64) -> bool {
-    arrivals.since[client] = due;
-    arrivals.pending += 1;
-    let target = number as usize % run.swarm.targets().len();
-    let Err(end) = run.swarm.open(client, target) else {
-        return true;
-    };
-    let goes_on = !matches!(end, End::Ports | End::Descriptors);
-    if !goes_on {
-        run.outcome.limit(&format!("this machine: {}", end.name()));
-    }
-    arrivals.ended(client, end, due);
-    goes_on
 }
 
 const LEAST_SHARE_OF_RATE: f64 = 0.98;

@@ -32,6 +32,8 @@ pub(crate) enum Fate {
 #[derive(Clone, Copy)]
 pub(crate) struct Behaviour {
     pub(crate) fate: fn(message: u64, member: usize) -> Fate,
+    /// Whether the namespace accepts the connection with this number.
+    pub(crate) admits: fn(connection: u64) -> bool,
     /// Whether the join with this number, over all rooms, is granted.
     pub(crate) grants: fn(join: u64) -> bool,
     pub(crate) echoes: bool,
@@ -39,6 +41,7 @@ pub(crate) struct Behaviour {
 
 pub(crate) const HONEST: Behaviour = Behaviour {
     fate: |_, _| Fate::Sent,
+    admits: |_| true,
     grants: |_| true,
     echoes: true,
 };
@@ -176,7 +179,9 @@ fn serve(state: &State, connection: u64, mut stream: TcpStream) -> Option<()> {
         r#"0{"sid":"secret","upgrades":[],"pingInterval":25000,"pingTimeout":20000,"maxPayload":1000000}"#,
     );
     while let Some(text) = read_text(&mut websocket) {
-        if text == "40" {
+        if text == "40" && !(state.behaviour.admits)(connection) {
+            write_text(&mut writer, r#"44{"message":"full"}"#);
+        } else if text == "40" {
             write_text(&mut writer, &format!("40{{\"sid\":\"{connection}\"}}"));
         } else if let Some(event) = text.strip_prefix("42") {
             let digits = event.bytes().take_while(u8::is_ascii_digit).count();
