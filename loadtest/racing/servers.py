@@ -4,6 +4,7 @@ Each is a separate process on a given core, which ends with the block that start
 """
 
 import contextlib
+import os
 import re
 import shlex
 import socket
@@ -13,7 +14,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-PEERS = Path(__file__).resolve().parent.parent / "peers"
+ROOT = Path(__file__).resolve().parents[2]
+# Cargo's folder of what is built.
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+PEERS = ROOT / "loadtest/peers"
 NODE_JS = ["node", str(PEERS / "node/server.js")]
 
 # Longer than any start on a busy machine.
