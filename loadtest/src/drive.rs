@@ -86,7 +86,7 @@ pub(crate) struct Disruption {
 }
 
 impl Disruption {
-    fn is_any(&self) -> bool {
+    pub(crate) fn is_any(&self) -> bool {
         self.moves > 0.0 || self.tears > 0.0 || self.returns
     }
 }
@@ -440,7 +440,7 @@ impl<'a> Drive<'a> {
         outcome.time("send lag", &self.beat.lag);
         outcome.add_ends(&self.population.ends);
         describe(outcome, self.plan);
-        let is_soak = self.plan.disruption.tears > 0.0 && self.plan.disruption.moves > 0.0;
+        let is_soak = self.plan.scenario == "soak";
         let tally = self.population.close();
         self.run.outcome.ledger = tally;
         if is_soak {

@@ -55,15 +55,22 @@ pub(crate) enum Scenario {
     /// Messages that another process publishes to the cluster through Redis
     Emitter(Emitter),
     /// Broadcasts to rooms in which some members never read
-    Slow(Slow),
+    #[command(mut_arg("stalled", |arg| arg.default_value("10")))]
+    Slow(Disturbed),
     /// Broadcasts while members join and leave
-    Churn(Churn),
+    #[command(mut_arg("moves", |arg| arg.default_value("200")))]
+    Churn(Disturbed),
     /// Broadcasts while random connections are reset and come back
-    Jitter(Jitter),
+    #[command(mut_arg("tears", |arg| arg.default_value("20")))]
+    Jitter(Disturbed),
     /// Restart servers one after the other: every client must return, and not all at once
     Deploy(Deploy),
     /// All disruptions for hours: memory slope, leaked descriptors
-    Soak(Soak),
+    #[command(mut_arg("duration", |arg| arg.default_value("60s")))]
+    #[command(mut_arg("rate", |arg| arg.default_value("20")))]
+    #[command(mut_arg("moves", |arg| arg.default_value("50")))]
+    #[command(mut_arg("tears", |arg| arg.default_value("5")))]
+    Soak(Disturbed),
 }
 
 /// Options of all scenarios.
@@ -295,32 +302,21 @@ pub(crate) struct Emitter {
     pub(crate) flood: Option<u32>,
 }
 
+/// Rooms with messages at a rate, and disruptions.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct Slow {
+pub(crate) struct Disturbed {
     #[command(flatten)]
     pub(crate) paced: Paced,
     /// Members of each room that stop reading after the join
-    #[arg(long, default_value_t = 10, value_parser = positive())]
+    #[arg(long, default_value_t = 0)]
     pub(crate) stalled: u32,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(crate) struct Churn {
-    #[command(flatten)]
-    pub(crate) paced: Paced,
     /// Joins and leaves per second, of members that do not send
-    #[arg(long, default_value_t = 200.0, value_parser = rate)]
-    pub(crate) moves: f64,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(crate) struct Jitter {
-    #[command(flatten)]
-    pub(crate) paced: Paced,
+    #[arg(long, value_parser = rate)]
+    pub(crate) moves: Option<f64>,
     /// Connections reset per second, of members that do not send
-    #[arg(long, default_value_t = 20.0, value_parser = rate)]
-    pub(crate) tears: f64,
-    /// Time until a client reconnects, ± 50 %
+    #[arg(long, value_parser = rate)]
+    pub(crate) tears: Option<f64>,
+    /// Time until a client reconnects after a reset, ± 50 %
     #[arg(long, value_parser = duration, default_value = "2s", value_name = "TIME")]
     pub(crate) away: Duration,
 }
@@ -342,23 +338,6 @@ pub(crate) struct Deploy {
     /// Time before the first restart, between two, and after the last
     #[arg(long, value_parser = duration, default_value = "5s", value_name = "TIME")]
     pub(crate) pause: Duration,
-}
-
-#[derive(Clone, Debug, Args)]
-#[command(mut_arg("duration", |arg| arg.default_value("60s")))]
-#[command(mut_arg("rate", |arg| arg.default_value("20")))]
-pub(crate) struct Soak {
-    #[command(flatten)]
-    pub(crate) paced: Paced,
-    /// Joins and leaves per second
-    #[arg(long, default_value_t = 50.0, value_parser = rate)]
-    pub(crate) moves: f64,
-    /// Connections reset per second
-    #[arg(long, default_value_t = 5.0, value_parser = rate)]
-    pub(crate) tears: f64,
-    /// Time until a client reconnects, ± 50 %
-    #[arg(long, value_parser = duration, default_value = "2s", value_name = "TIME")]
-    pub(crate) away: Duration,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -394,11 +373,11 @@ impl Scenario {
             Self::Storm(options) => &options.common,
             Self::Joins(options) => &options.common,
             Self::Emitter(options) => &options.common,
-            Self::Slow(options) => &options.paced.common,
-            Self::Churn(options) => &options.paced.common,
-            Self::Jitter(options) => &options.paced.common,
             Self::Deploy(options) => &options.paced.common,
-            Self::Soak(options) => &options.paced.common,
+            Self::Slow(options)
+            | Self::Churn(options)
+            | Self::Jitter(options)
+            | Self::Soak(options) => &options.paced.common,
         }
     }
 }

@@ -14,7 +14,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::clock::{MILLISECOND, Nanos, SECOND};
+use crate::clock::{self, MILLISECOND, Nanos, SECOND};
 
 /// The result that a publisher has got for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,12 +229,8 @@ pub(super) fn pace(receivers: &[Receiver], drains: &[Drain]) -> (u64, u64) {
             .collect();
         returns.sort_unstable();
         let paced = returns.len() as u64 * SECOND / drain.over.max(1);
-        let in_a_second = |(index, from): (usize, &Nanos)| {
-            returns[index..].partition_point(|at| *at < from + SECOND) as u64
-        };
-        let most = returns.iter().enumerate().map(in_a_second).max();
-        if let Some(most) = most.filter(|_| paced > 0) {
-            peak = peak.max(most * 100 / paced);
+        if paced > 0 {
+            peak = peak.max(clock::peak(&returns) * 100 / paced);
             lowest = if lowest == 0 {
                 paced
             } else {

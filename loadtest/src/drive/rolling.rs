@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 
 use super::Drive;
 use crate::{
-    clock::{self, Nanos, SECOND, span},
+    clock::{self, Nanos, span},
     outcome::Wave,
 };
 
@@ -86,35 +86,9 @@ impl Drive<'_> {
                 closed: within(&movements.losses).len() as u64,
                 returned: returns.len() as u64,
                 over_seconds,
-                peak: peak(&returns),
+                peak: clock::peak(&returns),
             }
         };
         starts.iter().zip(ends).map(wave).collect()
-    }
-}
-
-/// The most of these times, which ascend, that lie within one second.
-fn peak(times: &[Nanos]) -> u64 {
-    let mut first = 0;
-    let mut most = 0;
-    for (index, at) in times.iter().enumerate() {
-        while at - times[first] >= SECOND {
-            first += 1;
-        }
-        most = most.max(index - first + 1);
-    }
-    most as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_peak_is_that_of_any_second() {
-        assert_eq!(peak(&[]), 0);
-        let times = [0, 9, 10, 12, 18, 20, 40].map(|tenths| tenths * SECOND / 10);
-        // From 0.9 s to 1.8 s. A second that begins at 1.0 s ends before 2.0 s.
-        assert_eq!(peak(&times), 4);
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     external::External,
     failure::Failure,
     ledger::Shape,
-    options::{Churn, Common, Deploy, Emitter, FanOut, Idle, Jitter, Paced, Rooms, Slow, Soak},
+    options::{Common, Deploy, Disturbed, Emitter, FanOut, Idle, Paced, Rooms},
     outcome::Outcome,
     program::Program,
     redis::{Format, Publisher},
@@ -84,36 +84,26 @@ fn external(options: &Emitter) -> anyhow::Result<Box<dyn External>> {
     Ok(Box::new(publisher))
 }
 
-pub(super) fn slow(options: &Slow) -> anyhow::Result<Outcome> {
-    let Paced {
-        common,
-        rooms,
-        rate,
-    } = &options.paced;
-    let stalled = options.stalled as usize;
-    let pace = Pace::Rate(part_of_rate(*rate, common));
-    let plan = Plan {
-        stalled,
-        ..plan("slow", shape(rooms, stalled, common)?, pace, common)
-    };
-    Drive::new(&plan, common, None)?.run()
-}
-
-pub(super) fn churn(options: &Churn) -> anyhow::Result<Outcome> {
+/// Disruptions. `returns`: whether clients reconnect after the server closed their connection.
+pub(super) fn disturbed(
+    scenario: &'static str,
+    options: &Disturbed,
+    returns: bool,
+) -> anyhow::Result<Outcome> {
+    let part = |rate: Option<f64>| part_of_rate(rate.unwrap_or(0.0), &options.paced.common);
     let disruption = Disruption {
-        moves: part_of_rate(options.moves, &options.paced.common),
-        ..Disruption::default()
-    };
-    disturbed("churn", &options.paced, disruption)
-}
-
-pub(super) fn jitter(options: &Jitter) -> anyhow::Result<Outcome> {
-    let disruption = Disruption {
-        tears: part_of_rate(options.tears, &options.paced.common),
+        moves: part(options.moves),
+        tears: part(options.tears),
         away: options.away,
+        returns,
         ..Disruption::default()
     };
-    disturbed("jitter", &options.paced, disruption)
+    paced(
+        scenario,
+        &options.paced,
+        options.stalled as usize,
+        disruption,
+    )
 }
 
 pub(super) fn deploy(options: &Deploy) -> anyhow::Result<Outcome> {
@@ -131,37 +121,28 @@ pub(super) fn deploy(options: &Deploy) -> anyhow::Result<Outcome> {
         },
         ..Disruption::default()
     };
-    disturbed("deploy", &options.paced, disruption)
+    paced("deploy", &options.paced, 0, disruption)
 }
 
-pub(super) fn soak(options: &Soak) -> anyhow::Result<Outcome> {
-    let common = &options.paced.common;
-    let disruption = Disruption {
-        moves: part_of_rate(options.moves, common),
-        tears: part_of_rate(options.tears, common),
-        away: options.away,
-        returns: true,
-        ..Disruption::default()
-    };
-    disturbed("soak", &options.paced, disruption)
-}
-
-fn disturbed(
+fn paced(
     scenario: &'static str,
-    paced: &Paced,
+    options: &Paced,
+    stalled: usize,
     disruption: Disruption,
 ) -> anyhow::Result<Outcome> {
     let Paced {
         common,
         rooms,
         rate,
-    } = paced;
+    } = options;
     let pace = Pace::Rate(part_of_rate(*rate, common));
     let plan = Plan {
-        // Only an acknowledged message is known to be broadcast, and thus owed to certain members.
-        asks: true,
+        // While members come and go, only an acknowledged message is known to be broadcast, and thus
+        // owed to certain members.
+        asks: disruption.is_any(),
+        stalled,
         disruption,
-        ..plan(scenario, shape(rooms, 0, common)?, pace, common)
+        ..plan(scenario, shape(rooms, stalled, common)?, pace, common)
     };
     Drive::new(&plan, common, None)?.run()
 }
