@@ -23,14 +23,13 @@ pub(super) struct Client {
     stage: Stage,
     /// The transport for outgoing packets: the WebSocket, or posts.
     is_on_websocket: bool,
-    has_announced: bool,
     polling: Option<Box<Polling>>,
     /// Fragments of a WebSocket message whose last one has not arrived.
     fragments: Vec<u8>,
     /// JSON for the connect packet, instead of that of all clients; may be empty.
-    auth: String,
+    pub(super) auth: String,
     /// When it last opened a connection or received something.
-    alive: Nanos,
+    pub(super) alive: Nanos,
 }
 
 /// Phase of the connection.
@@ -39,7 +38,10 @@ enum Stage {
     Opening,
     /// The session is open and the connect packet is sent.
     Connecting,
+    /// The namespace has accepted the client.
     Connected,
+    /// The sink knows it: the client is on its final transport.
+    Announced,
 }
 
 /// State of polling.
@@ -94,7 +96,6 @@ impl Client {
             links: [None, None, None],
             stage: Stage::Opening,
             is_on_websocket: false,
-            has_announced: false,
             polling: None,
             fragments: Vec::new(),
             auth: String::new(),
@@ -102,20 +103,11 @@ impl Client {
         }
     }
 
-    pub(super) fn identify(&mut self, auth: String) {
-        self.auth = auth;
-    }
-
-    pub(super) fn alive(&self) -> Nanos {
-        self.alive
-    }
-
     pub(super) fn open(&mut self, context: &mut Context<'_>, target: usize) -> Result<(), End> {
         self.drop_links();
         self.target = target;
         self.alive = clock::now();
         self.stage = Stage::Opening;
-        self.has_announced = false;
         if context.dial.transport == Transport::Websocket {
             self.is_on_websocket = true;
             self.open_websocket(context)
@@ -464,8 +456,8 @@ impl Client {
     fn announce(&mut self, heard: &mut Heard<'_, '_, impl Sink>) {
         let transport = heard.context.dial.transport;
         let has_arrived = transport == Transport::Polling || self.is_on_websocket;
-        if self.stage == Stage::Connected && has_arrived && !self.has_announced {
-            self.has_announced = true;
+        if self.stage == Stage::Connected && has_arrived {
+            self.stage = Stage::Announced;
             heard.sink.connected(self.index, heard.now, heard.replies);
         }
     }
@@ -485,7 +477,7 @@ impl Client {
     fn is_awaiting_upgrade(&self) -> bool {
         self.links[WEBSOCKET]
             .as_ref()
-            .is_some_and(|link| !link.has_upgraded())
+            .is_some_and(|link| !link.has_upgraded)
     }
 
     fn check_upgrade(&self, head: &[u8]) -> Result<http::Head, End> {
@@ -506,7 +498,7 @@ impl Client {
 
     fn begin_on_websocket(&mut self, context: &mut Context<'_>) -> Result<(), End> {
         if let Some(link) = &mut self.links[WEBSOCKET] {
-            link.upgraded();
+            link.has_upgraded = true;
         }
         if self.polling.is_some() {
             let mut probe = Vec::new();

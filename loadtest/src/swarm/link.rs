@@ -15,7 +15,7 @@ pub(super) struct Link {
     fd: OwnedFd,
     is_connecting: bool,
     /// Whether the HTTP response has switched it to WebSocket.
-    has_upgraded: bool,
+    pub(super) has_upgraded: bool,
     /// An incomplete frame or response.
     unread: Vec<u8>,
     unsent: Vec<u8>,
@@ -123,14 +123,6 @@ impl Link {
             }),
             Err(errno) => Err(errno.into()),
         }
-    }
-
-    pub(super) fn upgraded(&mut self) {
-        self.has_upgraded = true;
-    }
-
-    pub(super) fn has_upgraded(&self) -> bool {
-        self.has_upgraded
     }
 
     /// Keeps an incomplete frame or response until its rest arrives.

@@ -200,12 +200,12 @@ impl Swarm {
     /// Sets what a client sends in its next connect packets instead of the settings' JSON.
     pub(crate) fn identify(&mut self, client: usize, auth: String) {
         self.grow(client);
-        self.clients[client].identify(auth);
+        self.clients[client].auth = auth;
     }
 
     /// When a client last opened a connection or received something.
     pub(crate) fn alive(&self, client: usize) -> Nanos {
-        self.clients.get(client).map_or(0, Client::alive)
+        self.clients.get(client).map_or(0, |client| client.alive)
     }
 
     /// Replaces a target, because its server has moved. Open connections stay.
