@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     clock::seconds,
     outcome::{Outcome, Point, Server},
+    system::Usage,
 };
 
 #[derive(Clone, Debug, PartialEq)]
@@ -128,31 +129,21 @@ fn memory(outcome: &Outcome, add: &mut impl FnMut(&str, &'static str, f64)) {
     let counted = outcome.count("connections counted") as f64;
     let servers = &outcome.servers;
     if counted > 0.0 && !servers.is_empty() {
-        let sum = |bytes: fn(&crate::system::Usage) -> u64| {
-            let grown = servers
-                .iter()
-                .map(|server| bytes(&server.end) as f64 - bytes(&server.before) as f64);
+        let resident: fn(&Usage) -> u64 = |usage| usage.rss_bytes;
+        let proportional: fn(&Usage) -> u64 = |usage| usage.pss_bytes;
+        for (kind, short, bytes) in [
+            ("resident", "rss", resident),
+            ("proportional", "pss", proportional),
+        ] {
             let before: u64 = servers.iter().map(|server| bytes(&server.before)).sum();
-            (grown.sum::<f64>(), before as f64)
-        };
-        let (rss, rss_before) = sum(|usage| usage.rss_bytes);
-        let (pss, pss_before) = sum(|usage| usage.pss_bytes);
-        add("idle connection, resident", "bytes", rss / counted);
-        add("idle connection, proportional", "bytes", pss / counted);
-        let after = outcome.count("server rss bytes after traffic") as f64;
-        if after > 0.0 {
-            let pss_after = outcome.count("server pss bytes after traffic") as f64;
-            let name = "idle connection after traffic, ";
-            add(
-                &format!("{name}resident"),
-                "bytes",
-                (after - rss_before) / counted,
-            );
-            add(
-                &format!("{name}proportional"),
-                "bytes",
-                (pss_after - pss_before) / counted,
-            );
+            let end: u64 = servers.iter().map(|server| bytes(&server.end)).sum();
+            let after = outcome.count(&format!("server {short} bytes after traffic"));
+            for (when, bytes) in [("", end), (" after traffic", after)] {
+                if bytes > 0 {
+                    let each = (bytes as f64 - before as f64) / counted;
+                    add(&format!("idle connection{when}, {kind}"), "bytes", each);
+                }
+            }
         }
         if let Some(cpu) = server_cpu(outcome) {
             let each = cpu / outcome.seconds / outcome.count("connections") as f64;
@@ -220,10 +211,7 @@ pub(crate) const PERCENTILES: [(f64, &str); 4] =
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        outcome::{Server, Wave},
-        system::Usage,
-    };
+    use crate::outcome::Wave;
 
     fn value(figures: &[Figure], name: &str) -> f64 {
         let found = figures.iter().find(|figure| figure.name == name);

@@ -260,16 +260,10 @@ impl Population {
         now: Nanos,
         out: &mut Vec<u8>,
     ) {
+        let sequence = self.senders[sender].next;
+        self.write_label(sender, sequence, time, out);
         let one = &mut self.senders[sender];
-        let label = Label {
-            run: self.behaviour.run,
-            sender: sender as u32,
-            sequence: one.next,
-            time,
-        };
-        label.write(out, self.behaviour.payload_bytes);
         one.next += 1;
-        self.counts.sent += 1;
         let missing = self.in_room[sender / self.behaviour.shape.senders];
         if !self.behaviour.is_unsteady {
             one.flights.push_back(Flight {
@@ -287,10 +281,14 @@ impl Population {
 
     /// Writes a payload for a room without members.
     pub(crate) fn write_unheard(&mut self, sender: usize, time: Nanos, out: &mut Vec<u8>) {
+        self.write_label(sender, self.counts.sent as u32, time, out);
+    }
+
+    fn write_label(&mut self, sender: usize, sequence: u32, time: Nanos, out: &mut Vec<u8>) {
         let label = Label {
             run: self.behaviour.run,
             sender: sender as u32,
-            sequence: self.counts.sent as u32,
+            sequence,
             time,
         };
         label.write(out, self.behaviour.payload_bytes);

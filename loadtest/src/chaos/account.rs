@@ -229,8 +229,8 @@ pub(super) fn pace(receivers: &[Receiver], drains: &[Drain]) -> (u64, u64) {
             .collect();
         returns.sort_unstable();
         let paced = returns.len() as u64 * SECOND / drain.over.max(1);
-        if paced > 0 {
-            peak = peak.max(clock::peak(&returns) * 100 / paced);
+        if let Some(percent) = (clock::peak(&returns) * 100).checked_div(paced) {
+            peak = peak.max(percent);
             lowest = if lowest == 0 {
                 paced
             } else {
