@@ -352,37 +352,6 @@ fn a_recorded_link_is_refused_as_it_stands_and_changed() {
 }
 
 #[test]
-fn a_node_that_knows_no_links_gets_each_request_by_itself() {
-    let redis = Redis::start();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let owner = Node::start(&redis, &[&format!("--relay-address={address}")]);
-    let target = owner.relay.clone();
-    thread::spawn(move || {
-        for client in listener.incoming() {
-            let mut client = client.unwrap();
-            let mut start = [0; 20];
-            client.read_exact(&mut start).unwrap();
-            if start.starts_with(b"GET /roomcast-relay ") {
-                let missing = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
-                client.write_all(missing).unwrap();
-                continue;
-            }
-            let mut server = TcpStream::connect(&target).unwrap();
-            server.write_all(&start).unwrap();
-            carry(client, server, |_| {});
-        }
-    });
-    let other = Node::start(&redis, &[]);
-    let session = owner.open();
-    let poll = session.parked(&other);
-    wait_until_relaying(&other, 1);
-    assert_eq!(session.post(&other, "1"), (200, "ok".to_owned()));
-    assert_eq!(poll.join().unwrap(), (200, "6".to_owned()));
-    assert_eq!(other.metric(&relayed("poll", "relayed")), 1);
-}
-
-#[test]
 fn a_link_that_breaks_is_opened_again() {
     let redis = Redis::start();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -2,7 +2,6 @@
 //! a balancer that is checked.
 
 mod connections;
-mod forward;
 mod http1;
 mod response;
 mod stream;
@@ -14,7 +13,6 @@ use hyper_util::client::legacy::connect::HttpConnector;
 
 pub(crate) use self::{
     connections::Http1Error,
-    forward::{ForwardClient, Forwarded},
     http1::Http1Client,
     response::ResponseError,
     stream::{Connector, PeerTls},

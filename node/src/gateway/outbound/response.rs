@@ -12,7 +12,7 @@
 //! encoding, a head without end. A connection is used again only if the response ended exactly
 //! where the received bytes do.
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::StatusCode;
 use httparse::{EMPTY_HEADER, Header, Status};
 
 /// Maximum size of a head, and of the framing around the chunks of a body in excess of the size of
@@ -157,8 +157,11 @@ impl Reader {
     /// Returns the head of the response once it has arrived.
     fn head(&mut self, received: &[u8]) -> Result<Option<Head>, ResponseError> {
         while self.head.is_none() {
-            let Some((mut head, ())) = parse_head(&received[self.head_at..], |_| Ok(()))? else {
-                return missing_head(received);
+            let Some(mut head) = parse_head(&received[self.head_at..])? else {
+                return match received.len() > MAX_HEAD {
+                    true => Err(malformed("its head is too long")),
+                    false => Ok(None),
+                };
             };
             head.body_at += self.head_at;
             if head.is_followed() {
@@ -171,49 +174,6 @@ impl Reader {
     }
 }
 
-/// The head of a response whose body is passed on as it arrives.
-#[derive(Debug)]
-pub(super) struct StreamedHead {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    /// Where the body begins.
-    pub(super) body_at: usize,
-    /// Bytes of the body. One without a length is not accepted.
-    pub(super) length: usize,
-    /// Whether the connection may carry another request after the body.
-    pub(super) is_kept: bool,
-}
-
-impl StreamedHead {
-    /// Reads the head from everything that has arrived. Returns none while it is not
-    /// complete. With `is_end`, nothing more will arrive.
-    pub(super) fn read(received: &[u8], is_end: bool) -> Result<Option<Self>, ResponseError> {
-        let mut at = 0;
-        loop {
-            let Some((head, headers)) = parse_head(&received[at..], header_map)? else {
-                return match is_end {
-                    true => Err(ResponseError::Ended),
-                    false => missing_head(received),
-                };
-            };
-            at += head.body_at;
-            if head.is_followed() {
-                continue;
-            }
-            let Body::Length(length) = head.body else {
-                return Err(malformed("its length is missing"));
-            };
-            return Ok(Some(Self {
-                status: head.status,
-                headers,
-                body_at: at,
-                length,
-                is_kept: head.is_kept && !is_end,
-            }));
-        }
-    }
-}
-
 impl Head {
     /// Whether another head follows, as after the statuses 1xx except that which ends HTTP.
     fn is_followed(&self) -> bool {
@@ -221,32 +181,11 @@ impl Head {
     }
 }
 
-fn missing_head<T>(received: &[u8]) -> Result<Option<T>, ResponseError> {
-    match received.len() > MAX_HEAD {
-        true => Err(malformed("its head is too long")),
-        false => Ok(None),
-    }
-}
-
-fn header_map(headers: &[Header<'_>]) -> Result<HeaderMap, ResponseError> {
-    let mut map = HeaderMap::with_capacity(headers.len());
-    for Header { name, value } in headers {
-        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| malformed(&error))?;
-        let value = HeaderValue::from_bytes(value).map_err(|error| malformed(&error))?;
-        map.append(name, value);
-    }
-    Ok(map)
-}
-
 fn malformed(error: &(impl ToString + ?Sized)) -> ResponseError {
     ResponseError::Malformed(error.to_string())
 }
 
-/// Returns the head and the result of `keep` for the headers.
-fn parse_head<T>(
-    bytes: &[u8],
-    keep: impl FnOnce(&[Header<'_>]) -> Result<T, ResponseError>,
-) -> Result<Option<(Head, T)>, ResponseError> {
+fn parse_head(bytes: &[u8]) -> Result<Option<Head>, ResponseError> {
     let mut headers = [EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
     let Status::Complete(body_at) = response.parse(bytes).map_err(|error| malformed(&error))?
@@ -256,13 +195,12 @@ fn parse_head<T>(
     let status = StatusCode::from_u16(response.code.unwrap_or_default())
         .map_err(|error| malformed(&error))?;
     let (body, is_kept) = framing(status, response.version == Some(1), response.headers)?;
-    let head = Head {
+    Ok(Some(Head {
         status,
         body_at,
         body,
         is_kept,
-    };
-    Ok(Some((head, keep(response.headers)?)))
+    }))
 }
 
 /// How the end of the body is found, and whether the connection outlives it.
@@ -469,32 +407,6 @@ mod tests {
         let both =
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 9\r\n\r\n0\r\n\r\n";
         assert_eq!(whole(both, false), (200, String::new(), false));
-    }
-
-    #[test]
-    fn a_head_is_read_before_its_body_and_has_a_length() {
-        let text =
-            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 30\r\nX: y\r\n\r\n";
-        for length in 0..text.len() {
-            let part = &text.as_bytes()[..length];
-            assert!(StreamedHead::read(part, false).unwrap().is_none());
-            let ended = StreamedHead::read(part, true).unwrap_err();
-            assert_eq!(ended, ResponseError::Ended);
-        }
-        let head = StreamedHead::read(format!("{text}body").as_bytes(), false);
-        let head = head.unwrap().expect("a complete head");
-        assert_eq!((head.body_at, head.length), (text.len(), 30));
-        assert!(head.is_kept && head.headers["x"] == "y");
-        let switched = StreamedHead::read(b"HTTP/1.1 101 Switching\r\n\r\nmore", false);
-        let switched = switched.unwrap().expect("a complete head");
-        assert_eq!((switched.length, switched.is_kept), (0, false));
-        for wrong in [
-            "HTTP/1.1 200 OK\r\n\r\n",
-            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
-            &format!("HTTP/1.1 200 OK\r\nx: {}", "x".repeat(MAX_HEAD)),
-        ] {
-            assert!(StreamedHead::read(wrong.as_bytes(), false).is_err());
-        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl From<HttpConnector> for Connector {
 
 impl Connector {
     /// Opens a connection to the host of a URL. The error names its causes.
-    pub(super) async fn connect(&self, url: Uri) -> Result<Stream, String> {
+    pub(crate) async fn connect(&self, url: Uri) -> Result<Stream, String> {
         let stream = self.tcp.clone().oneshot(url).await;
         let stream = stream.map_err(|error| causes(&error))?.into_inner();
         let Some(tls) = &self.tls else {

@@ -74,7 +74,6 @@ struct Queue {
     bodies: HashMap<u32, Outgoing>,
     /// The streams of bodies that may be continued.
     ready: VecDeque<u32>,
-    is_closed: bool,
 }
 
 /// A body on its way.
@@ -122,12 +121,6 @@ impl Outbox {
     /// Leaves out the rest of a body.
     pub(super) fn cut(&self, stream: u32) {
         self.queue.lock().bodies.remove(&stream);
-    }
-
-    /// Ends the link without further ado.
-    pub(super) fn close(&self) {
-        self.queue.lock().is_closed = true;
-        self.task.wake();
     }
 }
 
@@ -210,18 +203,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Handler,
 {
-    /// `received` was read after the request that opened the link. The peer may take
-    /// nothing for `stall`.
+    /// The peer may take nothing for `stall`.
     pub(super) fn new(
         stream: S,
         outbox: Arc<Outbox>,
         (sealer, opener): (Sealer, Opener),
         handler: H,
-        received: &[u8],
         stall: Duration,
     ) -> Self {
-        let mut buffer = received.to_vec();
-        buffer.resize(READ_BYTES.max(received.len()), 0);
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stall = stall.as_secs().div_ceil(TICK.as_secs());
@@ -231,8 +220,8 @@ where
             sealer,
             opener,
             handler,
-            filled: received.len(),
-            received: buffer,
+            received: vec![0; READ_BYTES],
+            filled: 0,
             sending: Vec::new(),
             sent: 0,
             is_flushed: true,
@@ -245,7 +234,6 @@ where
 
     /// Runs until either side ends it. An error states the reason of this side.
     pub(super) async fn run(mut self) -> io::Result<()> {
-        self.handle()?;
         loop {
             match poll_fn(|cx| self.poll_step(cx)).await? {
                 Step::Moved => self.handle()?,
@@ -286,12 +274,7 @@ where
             self.is_flushed = true;
         }
         self.outbox.task.register(cx.waker());
-        let queue = self.outbox.queue.lock();
-        let (is_closed, is_empty) = (queue.is_closed, queue.is_empty());
-        drop(queue);
-        if is_closed {
-            return Poll::Ready(Ok(Step::Ended));
-        }
+        let is_empty = self.outbox.queue.lock().is_empty();
         let mut buffer = ReadBuf::new(&mut self.received[self.filled..]);
         match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
             Poll::Ready(Ok(())) if buffer.filled().is_empty() => {

@@ -14,16 +14,12 @@
 //! Polls and posts of all clients share one connection to each owner, because system
 //! calls are most of their cost: a request of HTTP takes four more on each node, and
 //! frames of many requests take one. A WebSocket has a separate connection, which begins as a
-//! signed request, as a link does. An owner that refuses links, because it is of an earlier
-//! version, gets each poll and post as a signed request, too, so a rolling deploy of nodes works in
-//! either direction.
+//! signed request, as a link does.
 //!
-//! - `key` signs requests: method, path, digest of the body, time, and the names of both
-//!   nodes.
+//! - `key` signs requests that switch protocols: path, time, and the names of both nodes.
 //! - `sender` passes requests on, within limits of number, bytes and time; `owner` has
 //!   the ways to a node.
-//! - `receiver` verifies them before a byte of a body is kept, and refuses those that
-//!   were received before.
+//! - `receiver` verifies signed requests, and refuses those that were received before.
 //! - `link` is the connection, `seal` its cipher, `requests` its relaying end and
 //!   `serving` the owner's.
 //!
@@ -109,8 +105,6 @@ struct RelayLimits {
     response: Duration,
     /// Time in which the peer must take something.
     stall: Duration,
-    /// Time that an idle connection to an owner is kept, which is shorter than the owner keeps it.
-    idle: Duration,
 }
 
 impl Relay {
@@ -195,7 +189,6 @@ impl RelayLimits {
             body: limits.body_timeout.0,
             response: protocol.ping_interval.0 + protocol.ping_timeout.0 + SLACK,
             stall: limits.stall_timeout.0,
-            idle: limits.header_timeout.0 / 2,
         }
     }
 

@@ -1,88 +1,81 @@
 //! A node to which requests have been relayed, and the ways to it.
 
-use std::{sync::Arc, time::Duration};
-
+use axum::body::Body;
+use bytes::Bytes;
 use futures_util::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
-use http::Uri;
+use http::{HeaderValue, Request, Response, Uri, header};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use roomcast::NodeId;
 use tokio::sync::watch;
 
 use super::{metrics::Outcome, requests::Requests};
-use crate::gateway::outbound::{Connector, ForwardClient};
+use crate::gateway::outbound::{Connector, causes};
 
-/// How polls and posts reach an owner.
-#[derive(Clone)]
-pub(super) enum Way {
-    Link(Requests),
-    /// Each as a separate request, as to nodes that do not support links.
-    Http,
-    /// This time, none does.
-    Failed(Outcome),
-}
+/// The largest body of a response, in bytes. It has one only if the protocol is not switched.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// The link to an owner, or why there is none.
+pub(super) type Linked = Result<Requests, Outcome>;
 
 pub(super) struct Owner {
-    pub(super) client: Arc<ForwardClient>,
+    pub(super) node: NodeId,
+    connector: Connector,
+    url: Uri,
+    /// Its address, for the header `host`.
+    host: HeaderValue,
     /// Changes to true when its lease has ended.
     pub(super) gone: watch::Sender<bool>,
-    way: Mutex<Option<Shared<BoxFuture<'static, Way>>>>,
+    link: Mutex<Option<Shared<BoxFuture<'static, Linked>>>>,
 }
 
 impl Owner {
     /// `None` if the address is none.
-    pub(super) fn new(connector: Connector, address: &str, idle: Duration) -> Option<Self> {
-        let uri = Uri::builder().scheme("http").authority(address);
-        let uri = uri.path_and_query("/").build().ok()?;
+    pub(super) fn new(node: NodeId, connector: Connector, address: &str) -> Option<Self> {
+        let url = Uri::builder().scheme("http").authority(address);
         Some(Self {
-            client: Arc::new(ForwardClient::new(connector, uri, idle)),
+            node,
+            connector,
+            url: url.path_and_query("/").build().ok()?,
+            host: HeaderValue::from_str(address).ok()?,
             gone: watch::Sender::new(false),
-            way: Mutex::default(),
+            link: Mutex::default(),
         })
     }
 
-    /// The way to this owner, if it is known and still there.
-    pub(super) fn known_way(&self) -> Option<Way> {
-        let way = self.way.lock();
-        let way = way.as_ref()?.peek()?;
-        way.is_usable().then(|| way.clone())
-    }
-
-    /// Finds the way to this owner: by `opening`, unless another request has begun to.
-    pub(super) fn open_once(
+    /// The link to this owner. If there is none, and no other request is opening one, `open`
+    /// does.
+    pub(super) fn link(
         &self,
-        opening: BoxFuture<'static, Way>,
-    ) -> Shared<BoxFuture<'static, Way>> {
-        let mut way = self.way.lock();
-        match &*way {
-            Some(known) if known.peek().is_none_or(Way::is_usable) => known.clone(),
-            _ => way.insert(opening.shared()).clone(),
+        open: impl FnOnce() -> BoxFuture<'static, Linked>,
+    ) -> Shared<BoxFuture<'static, Linked>> {
+        let is_usable = |linked: &Linked| linked.as_ref().is_ok_and(Requests::is_open);
+        let mut link = self.link.lock();
+        match &*link {
+            Some(linked) if linked.peek().is_none_or(is_usable) => linked.clone(),
+            _ => link.insert(open().shared()).clone(),
         }
     }
 
-    /// Its lease has ended.
-    pub(super) fn end(&self) {
-        self.gone.send_replace(true);
-        if let Some(Way::Link(requests)) = self.known_way() {
-            requests.end(Outcome::Gone);
-        }
-    }
-
-    /// This node closes.
-    pub(super) fn close(&self) {
-        if let Some(Way::Link(requests)) = self.known_way() {
-            requests.close();
-        }
-    }
-}
-
-impl Way {
-    fn is_usable(&self) -> bool {
-        match self {
-            Self::Link(requests) => requests.is_open(),
-            Self::Http => true,
-            Self::Failed(_) => false,
-        }
+    /// Sends a request that asks for another protocol, over a connection of its own. The error
+    /// names its causes.
+    pub(super) async fn send(&self, mut request: Request<Body>) -> Result<Response<Bytes>, String> {
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, self.host.clone());
+        let stream = self.connector.connect(self.url.clone()).await?;
+        let opening = http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = opening.map_err(|error| causes(&error))?;
+        // Ends with the response, or hands its stream to the other protocol.
+        drop(tokio::spawn(connection.with_upgrades()));
+        let response = sender.send_request(request).await;
+        let (head, body) = response.map_err(|error| causes(&error))?.into_parts();
+        let body = Limited::new(body, MAX_BODY_BYTES).collect().await;
+        let body = body.map_err(|error| causes(&*error))?.to_bytes();
+        Ok(Response::from_parts(head, body))
     }
 }

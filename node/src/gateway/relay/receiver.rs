@@ -10,26 +10,22 @@ use axum::{
     middleware::{Next, from_fn_with_state},
     response::Response,
 };
-use http::{StatusCode, header};
-use http_body_util::{BodyExt as _, Limited};
+use http::{Method, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use roomcast::{
-    Server,
-    signing::{Senders, Stamp},
-};
-use tokio::{sync::watch, time::timeout};
+use roomcast::{Server, signing::Senders};
+use tokio::sync::watch;
 
 use super::{
     LINK_PATH, LINK_PROTOCOL, RelayLimits,
-    key::{HEADER, Keys, Signed, TOLERANCE, Verified},
+    key::{HEADER, Keys, TOLERANCE, Verified},
     link::{Link, Outbox},
     metrics::Metrics,
     seal::ciphers,
     serving::{Serving, ServingLimits},
 };
-use crate::gateway::line_limit::LineLimit;
+use crate::gateway::{clock, line_limit::LineLimit};
 
 /// Signals to the other node that this one did not accept the relayed request, as opposed to the
 /// session's own responses.
@@ -104,56 +100,49 @@ impl Inner {
     /// Hands a request to its session, or makes a link of its connection. The error is a label of
     /// the metric.
     async fn accept(&self, request: Request, next: Next) -> Result<Response, &'static str> {
-        let verified = self.verify(&request)?;
+        let header = request.headers().get(HEADER).cloned();
+        let header = header.as_ref().and_then(|header| header.to_str().ok());
+        let header = header.ok_or("signature")?;
+        let verified = self.verify(&request, header)?;
         if request.uri().path() == LINK_PATH {
-            return self.link(request, &verified);
+            return self.link(request, header, verified);
         }
-        // The body is read last, so that one of a stranger is never read.
-        let request = self.receive(request, &verified).await?;
         self.metrics.received("accepted");
-        Ok(next.run(request).await)
+        // A body is not signed, and an upgrade has none.
+        Ok(next.run(request.map(|_| Body::empty())).await)
     }
 
     /// Checks the header of a request.
-    fn verify(&self, request: &Request) -> Result<Verified, &'static str> {
-        let header = request.headers().get(HEADER);
-        let header = header.and_then(|header| header.to_str().ok());
+    fn verify<'a>(&self, request: &Request, header: &'a str) -> Result<Verified<'a>, &'static str> {
+        if request.method() != Method::GET {
+            return Err("signature");
+        }
+        let receiver = self.server.node().as_str();
         let path = request.uri().path_and_query();
-        let signed = Signed {
-            receiver: self.server.node().as_str(),
-            method: request.method(),
-            path: path.map_or("/", |path| path.as_str()),
-        };
+        let path = path.map_or("/", |path| path.as_str());
         // Without the time of the cluster, an old signature looks like a new one.
         let now = self.server.cluster_time().ok_or("time")?;
-        let verified = self.keys.verify(signed, header.unwrap_or_default(), now);
-        let verified = verified.map_err(|invalid| invalid.label())?;
+        let verified = self.keys.verify(receiver, path, header, now)?;
+        let [now, tolerance] = [now, TOLERANCE].map(clock::millis);
         // Only numbers of valid signatures are noted, because a stranger could use up
         // those of a node.
-        let stamp = Stamp {
-            sender: &verified.sender,
-            number: verified.number,
-            time: verified.time,
-        };
-        let [now, tolerance] = [now, TOLERANCE].map(|time| time.as_millis() as u64);
-        let admitted = self.senders.lock().admit(stamp, now, tolerance);
-        match admitted {
-            Ok(()) => Ok(verified),
-            Err(_) => Err("replay"),
-        }
+        let admitted = self.senders.lock().admit(verified.stamp, now, tolerance);
+        admitted.map_err(|_| "replay")?;
+        Ok(verified)
     }
 
     /// Makes a link of the connection of a request.
-    fn link(&self, mut request: Request, verified: &Verified) -> Result<Response, &'static str> {
+    fn link(
+        &self,
+        mut request: Request,
+        header: &str,
+        verified: Verified<'_>,
+    ) -> Result<Response, &'static str> {
         let mut entropy = [0; 16];
         let filled = SystemRandom::new().fill(&mut entropy);
         filled.map_err(|_| "entropy")?;
         let nonce = hex::encode(entropy);
-        let header = request.headers().get(HEADER);
-        let header = header.and_then(|header| header.to_str().ok());
-        let secrets = self
-            .keys
-            .of_link(header.unwrap_or_default(), &nonce, Some(verified));
+        let secrets = self.keys.of_link(header, &nonce, verified.key);
         let [requests, responses] = secrets.ok_or("signature")?;
         let sealing = ciphers(&responses, &requests).ok_or("signature")?;
         let upgrade = hyper::upgrade::on(&mut request);
@@ -174,14 +163,14 @@ impl Inner {
             self.metrics.clone(),
             stopped,
         );
-        let (stall, sender) = (self.limits.stall, verified.sender.clone());
+        let (stall, sender) = (self.limits.stall, verified.stamp.sender.to_owned());
         // Ends with the connection, or when this node stops.
         drop(tokio::spawn(async move {
             let Ok(upgraded) = upgrade.await else {
                 return;
             };
             let stream = TokioIo::new(upgraded);
-            let link = Link::new(stream, outbox, sealing, serving, &[], stall);
+            let link = Link::new(stream, outbox, sealing, serving, stall);
             if let Err(error) = link.run().await {
                 tracing::debug!(%sender, %error, "a link of another node has ended");
             }
@@ -192,24 +181,5 @@ impl Inner {
             .header(header::UPGRADE, LINK_PROTOCOL)
             .header(HEADER, nonce);
         response.body(Body::empty()).map_err(|_| "signature")
-    }
-
-    /// Receives the body, which must be the one that was signed.
-    async fn receive(
-        &self,
-        request: Request,
-        verified: &Verified,
-    ) -> Result<Request, &'static str> {
-        let (parts, body) = request.into_parts();
-        // One byte more, so that the session itself refuses a body that is too large.
-        let collecting = Limited::new(body, self.limits.payload + 1).collect();
-        let body = match timeout(self.limits.body, collecting).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            _ => return Err("body"),
-        };
-        if !verified.has_body(&body) {
-            return Err("body");
-        }
-        Ok(Request::from_parts(parts, Body::from(body)))
     }
 }

@@ -1,21 +1,18 @@
 //! The requests that this node has relayed to one owner over a link, and the responses
 //! that it waits for.
 
-use std::{
-    collections::HashMap,
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode};
-use hyper::body::{Body as HttpBody, Frame as BodyFrame, SizeHint};
+use futures_util::stream::try_unfold;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use parking_lot::Mutex;
 use roomcast::relay::{self, Frame, INLINE_BYTES, Malformed, Request, Reset};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 use super::{
     link::{Handler, Outbox},
@@ -26,13 +23,13 @@ use super::{
 pub(super) const WINDOW_BYTES: usize = 256 * 1024;
 
 /// The response of the owner, or why there is none.
-pub(super) type Reply = Result<Response<Body>, Outcome>;
+type Reply = Result<Response<Content>, Outcome>;
 
-/// The state of a waiting request.
-enum Told {
-    Reply(Reply),
-    /// This node closes. The reply arrives here if the owner still sends it.
-    Closing(oneshot::Receiver<Self>),
+/// The body of a response.
+enum Content {
+    Whole(Bytes),
+    /// This number of bytes, in parts.
+    Parts(usize, mpsc::UnboundedReceiver<Bytes>),
 }
 
 /// The requests of a link. Cheap to clone.
@@ -50,14 +47,13 @@ struct Inner {
 struct Table {
     last: u32,
     waiting: HashMap<u32, Waiting>,
-    /// Why the link has ended.
-    ended: Option<Outcome>,
-    is_closing: bool,
+    /// Whether the link has ended.
+    is_ended: bool,
 }
 
 enum Waiting {
     Head {
-        reply: oneshot::Sender<Told>,
+        reply: oneshot::Sender<Reply>,
         ticks: u32,
     },
     Body {
@@ -81,34 +77,22 @@ impl Requests {
 
     /// Whether requests can still be sent.
     pub(super) fn is_open(&self) -> bool {
-        self.0.table.lock().ended.is_none()
+        !self.0.table.lock().is_ended
     }
 
-    /// Sends a request with this body. It is cancelled when [`Requested`] is dropped.
-    pub(super) fn send<'a>(&self, mut request: Request<'a>, body: &'a Bytes) -> Requested {
-        let (sender, reply) = oneshot::channel();
-        let mut table = self.0.table.lock();
-        table.last = table.last.wrapping_add(1);
-        let stream = table.last;
-        let requested = Requested {
-            requests: self.clone(),
-            stream,
-            reply: Some(reply),
-        };
-        if let Some(outcome) = table.ended {
-            // The receiver is in the same hand.
-            drop(sender.send(Told::Reply(Err(outcome))));
-            return requested;
-        }
-        let waiting = Waiting::Head {
-            reply: sender,
-            ticks: 0,
-        };
-        table.waiting.insert(stream, waiting);
-        if table.is_closing {
-            table.close(stream);
-        }
-        drop(table);
+    /// Sends a request with this body and returns the response. Each part of a long one must
+    /// arrive within `stall`, and `held` is kept until its end. Dropping the future, or the body
+    /// of the response, cancels the request.
+    pub(super) async fn send<H: Send + 'static>(
+        &self,
+        mut request: Request<'_>,
+        body: &Bytes,
+        stall: Duration,
+        held: H,
+    ) -> Result<Response<Body>, Outcome> {
+        let (reply, replied) = oneshot::channel();
+        let stream = self.begin(reply)?;
+        let exchange = Exchange(self.clone(), stream);
         request.length = u32::try_from(body.len()).unwrap_or(u32::MAX);
         let outbox = &self.0.outbox;
         if body.len() <= INLINE_BYTES {
@@ -118,30 +102,43 @@ impl Requests {
             let rest = (stream, body.clone(), usize::MAX);
             outbox.push_with(|records| records.request(stream, &request), rest);
         }
-        requested
-    }
-
-    /// Notifies waiting and later requests that this node closes.
-    pub(super) fn close(&self) {
-        let mut table = self.0.table.lock();
-        table.is_closing = true;
-        let streams: Vec<u32> = table.waiting.keys().copied().collect();
-        streams.into_iter().for_each(|stream| table.close(stream));
-    }
-
-    /// Ends the link and all requests.
-    pub(super) fn end(&self, outcome: Outcome) {
-        let mut table = self.0.table.lock();
-        table.ended.get_or_insert(outcome);
-        let ended = std::mem::take(&mut table.waiting);
-        drop(table);
-        for waiting in ended.into_values() {
-            if let Waiting::Head { reply, .. } = waiting {
-                // The client may have disconnected meanwhile.
-                drop(reply.send(Told::Reply(Err(outcome))));
+        // An error means that the link has ended.
+        let response = replied.await.unwrap_or(Err(Outcome::Gone))?;
+        Ok(response.map(|content| match content {
+            Content::Whole(bytes) => Body::from(bytes),
+            Content::Parts(left, received) => {
+                let parts = Parts {
+                    exchange,
+                    received,
+                    left,
+                    taken: 0,
+                    stall,
+                    _held: held,
+                };
+                Body::from_stream(try_unfold(parts, Parts::next))
             }
+        }))
+    }
+
+    /// Notes a request and returns the number of its stream.
+    fn begin(&self, reply: oneshot::Sender<Reply>) -> Result<u32, Outcome> {
+        let mut table = self.0.table.lock();
+        if table.is_ended {
+            return Err(Outcome::Gone);
         }
-        self.0.outbox.close();
+        table.last = table.last.wrapping_add(1);
+        let stream = table.last;
+        table
+            .waiting
+            .insert(stream, Waiting::Head { reply, ticks: 0 });
+        Ok(stream)
+    }
+
+    /// Ends all requests, after the link.
+    pub(super) fn end(&self) {
+        let mut table = self.0.table.lock();
+        table.is_ended = true;
+        table.waiting.clear();
     }
 
     /// Takes a stream out that this side ends.
@@ -156,8 +153,10 @@ impl Requests {
 
     /// Lets the owner send more of a body.
     fn credit(&self, stream: u32, bytes: usize) {
-        if let Some(Waiting::Body { credit, .. }) = self.0.table.lock().waiting.get_mut(&stream) {
-            *credit += bytes;
+        match self.0.table.lock().waiting.get_mut(&stream) {
+            Some(Waiting::Body { credit, .. }) => *credit += bytes,
+            // All of it has arrived.
+            _ => return,
         }
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.0.outbox.push(|records| records.credit(stream, bytes));
@@ -173,8 +172,8 @@ impl Requests {
         let Waiting::Head { reply, .. } = waiting else {
             return Err(Malformed);
         };
-        let body = if response.body.len() == length {
-            Body::from(Bytes::copy_from_slice(response.body))
+        let content = if response.body.len() == length {
+            Content::Whole(Bytes::copy_from_slice(response.body))
         } else {
             let (parts, received) = mpsc::unbounded_channel();
             if !response.body.is_empty() {
@@ -188,16 +187,11 @@ impl Requests {
                 credit: WINDOW_BYTES,
             };
             table.waiting.insert(stream, waiting);
-            Body::new(RelayedBody {
-                requests: self.clone(),
-                stream,
-                received,
-                left: length,
-                taken: 0,
-            })
+            Content::Parts(length, received)
         };
         drop(table);
-        let mut responded = Response::new(body);
+        let is_whole = matches!(content, Content::Whole(_));
+        let mut responded = Response::new(content);
         let status = StatusCode::from_u16(response.status).map_err(|_| Malformed)?;
         *responded.status_mut() = status;
         let headers = responded.headers_mut();
@@ -206,8 +200,11 @@ impl Requests {
             let value = HeaderValue::from_bytes(value).map_err(|_| Malformed)?;
             headers.append(name, value);
         }
-        // If the client has disconnected, its guard was dropped too and found nothing to cancel.
-        drop(reply.send(Told::Reply(Ok(responded))));
+        if !is_whole {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+        // If the client has disconnected, nobody waits for it.
+        drop(reply.send(Ok(responded)));
         Ok(())
     }
 
@@ -242,18 +239,7 @@ impl Requests {
         self.0.outbox.cut(stream);
         if let Some(Waiting::Head { reply, .. }) = waiting {
             // The client may have disconnected meanwhile.
-            drop(reply.send(Told::Reply(Err(outcome))));
-        }
-    }
-}
-
-impl Table {
-    fn close(&mut self, stream: u32) {
-        if let Some(Waiting::Head { reply, .. }) = self.waiting.get_mut(&stream) {
-            let (sender, receiver) = oneshot::channel();
-            let told = std::mem::replace(reply, sender);
-            // If the receiver was dropped, the stream is about to be cancelled.
-            drop(told.send(Told::Closing(receiver)));
+            drop(reply.send(Err(outcome)));
         }
     }
 }
@@ -296,90 +282,41 @@ impl Handler for Requests {
     }
 }
 
-/// A request that was sent.
-pub(super) struct Requested {
-    requests: Requests,
-    stream: u32,
-    reply: Option<oneshot::Receiver<Told>>,
-}
+/// A request that was sent. Dropping it cancels what has not arrived.
+struct Exchange(Requests, u32);
 
-impl Requested {
-    /// Waits for the reply. `None` if this node closes, after which there may still be one.
-    pub(super) async fn reply(&mut self) -> Option<Reply> {
-        let gone = Err(Outcome::Gone);
-        let Some(reply) = &mut self.reply else {
-            return Some(gone);
-        };
-        // The sender is dropped only with the link.
-        let told = reply.await.unwrap_or(Told::Reply(gone));
-        self.reply = None;
-        match told {
-            Told::Reply(reply) => Some(reply),
-            Told::Closing(later) => {
-                self.reply = Some(later);
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Requested {
+impl Drop for Exchange {
     fn drop(&mut self) {
-        // A response, and its body, is no longer ours.
-        if self.reply.is_some() {
-            self.requests.cancel(self.stream);
-        }
+        self.0.cancel(self.1);
     }
 }
 
 /// The body of a response that did not come in one piece.
-struct RelayedBody {
-    requests: Requests,
-    stream: u32,
+struct Parts<H> {
+    exchange: Exchange,
     received: mpsc::UnboundedReceiver<Bytes>,
     left: usize,
     /// Taken since the owner was given more credit.
     taken: usize,
+    /// How long the owner may send nothing.
+    stall: Duration,
+    _held: H,
 }
 
-impl HttpBody for RelayedBody {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<BodyFrame<Bytes>>>> {
+impl<H> Parts<H> {
+    async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
         if self.left == 0 {
-            return Poll::Ready(None);
+            return Ok(None);
         }
-        match self.received.poll_recv(cx) {
-            Poll::Ready(Some(bytes)) => {
-                self.left -= bytes.len();
-                self.taken += bytes.len();
-                if self.taken >= WINDOW_BYTES / 2 && self.left > 0 {
-                    let taken = std::mem::take(&mut self.taken);
-                    self.requests.credit(self.stream, taken);
-                }
-                Poll::Ready(Some(Ok(BodyFrame::data(bytes))))
-            }
-            // The link has ended.
-            Poll::Ready(None) => Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
-            Poll::Pending => Poll::Pending,
+        let part = timeout(self.stall, self.received.recv()).await?;
+        // Without another part, the link has ended.
+        let part = part.ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.left -= part.len();
+        self.taken += part.len();
+        if self.taken >= WINDOW_BYTES / 2 {
+            let Exchange(requests, stream) = &self.exchange;
+            requests.credit(*stream, std::mem::take(&mut self.taken));
         }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == 0
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left as u64)
-    }
-}
-
-impl Drop for RelayedBody {
-    fn drop(&mut self) {
-        self.requests.cancel(self.stream);
+        Ok(Some((part, self)))
     }
 }

@@ -1,71 +1,62 @@
 //! The side of the node that a client has reached: passes its request on to the owner of
 //! the session.
 //!
-//! A body is received completely before it is passed on, because its digest is signed and
-//! the session takes it as a whole anyway. A response is forwarded as it arrives.
-//! Connections to owners are kept for the next request.
-//!
 //! ```text
-//! request ─► place ─► body ─► connections to the owner ─► signed head, body ─┬─► response, passed on
-//!             503    400, 408,   lease over, not reached,     no response     ├─► 101: streams are joined
-//!                      503            session lost            session lost    └─► 421: session lost
+//! request ─► place ─┬─► poll, post ─► body ─► link to the owner ──► response, passed on
+//!             503   │               400, 408,  lease over, not reached: session lost
+//!                   │                 503
+//!                   └─► upgrade ─► connection to the owner ─┬─► 101: streams are joined
+//!                                 not reached: session lost └─► 421: session lost
 //!
 //! this node closes ─► a poll: its owner ends it
-//!                └──► anything else: 503, unless the response comes within 2 s
+//!                ├──► a post: 503, unless the response comes within 2 s
+//!                └──► an upgrade: 503
 //! ```
+//!
+//! A body is received completely before it is passed on, because the session takes it as a whole
+//! anyway. A response is forwarded as it arrives.
 
 use std::{
     collections::{HashMap, HashSet},
     convert::Infallible,
-    error::Error,
     fmt,
-    io::{self, Cursor},
-    pin::{Pin, pin},
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use bytes::{Bytes, BytesMut};
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, TryStreamExt as _};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header,
+    uri::PathAndQuery,
 };
-use http_body_util::BodyExt as _;
-use hyper::{
-    body::{Body as HttpBody, Frame, SizeHint},
-    upgrade::OnUpgrade,
-};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use parking_lot::Mutex;
-use roomcast::{Drain, ForeignRequest, NodeId, Server, relay};
+use roomcast::{Drain, ForeignRequest, NodeId, Server, relay, signing::Stamp};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, join, split},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{MissedTickBehavior, Sleep, interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
     LINK_PATH, LINK_PROTOCOL, RelayLimits,
-    key::{HEADER, Keys, Signed},
+    key::{HEADER, Keys},
     link::{Link, Outbox, TICK},
     metrics::{Metrics, Outcome},
-    owner::{Owner, Way},
+    owner::{Linked, Owner},
     pipe,
     receiver::REFUSED,
     requests::Requests,
     seal::ciphers,
     tls::{self, NodeTls},
 };
-use crate::gateway::{
-    clock,
-    line_limit::LineLimit,
-    outbound::{self, Forwarded},
-};
+use crate::gateway::{clock, line_limit::LineLimit, outbound};
 
 /// Time for a connection to an owner. They are close to each other.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -82,15 +73,10 @@ const END_POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How often owners are compared with the nodes that are alive.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Room for the head of a request. Most fit.
-const HEAD_BYTES: usize = 640;
-
-/// Headers of requests that matter to a session.
+/// Headers of upgrades that matter to a session.
 /// After the handshake, it reads no others.
-const REQUEST_HEADERS: [HeaderName; 7] = [
-    header::ACCEPT_ENCODING,
+const UPGRADE_HEADERS: [HeaderName; 5] = [
     header::CONNECTION,
-    header::CONTENT_TYPE,
     header::SEC_WEBSOCKET_KEY,
     header::SEC_WEBSOCKET_PROTOCOL,
     header::SEC_WEBSOCKET_VERSION,
@@ -102,9 +88,7 @@ const OWN_HEADERS: [HeaderName; 3] = [header::DATE, header::TRANSFER_ENCODING, h
 
 /// Passes requests on to the owners of their sessions.
 pub(super) struct Sender {
-    node: NodeId,
-    /// The time of the cluster, which signatures have.
-    time: Box<dyn Fn() -> Option<Duration> + Send + Sync>,
+    server: Server,
     keys: Arc<Keys>,
     /// The number of the last request that was signed.
     number: AtomicU64,
@@ -114,8 +98,6 @@ pub(super) struct Sender {
     bodies: Arc<Semaphore>,
     owners: Mutex<HashMap<NodeId, Arc<Owner>>>,
     stage: watch::Receiver<Stage>,
-    /// The same as the stage `Closing`, for requests over links, which do not watch it.
-    is_closing: AtomicBool,
     limits: RelayLimits,
     metrics: Metrics,
     lines: LineLimit,
@@ -130,14 +112,6 @@ pub(super) enum Stage {
     Closing,
 }
 
-/// Where a request goes.
-#[derive(Clone, Copy)]
-struct Target<'a> {
-    node: &'a NodeId,
-    address: &'a str,
-    owner: &'a Arc<Owner>,
-}
-
 /// Why a request has no response of its owner.
 #[derive(Debug)]
 enum Failed {
@@ -148,6 +122,8 @@ enum Failed {
     Status(StatusCode, Outcome),
 }
 
+const CLOSING: Failed = Failed::Status(StatusCode::SERVICE_UNAVAILABLE, Outcome::Closing);
+
 impl Sender {
     /// Relays from now on, as long as the server exists.
     pub(super) fn start(
@@ -157,10 +133,8 @@ impl Sender {
         metrics: Metrics,
         stage: watch::Receiver<Stage>,
     ) {
-        let clock = server.clone();
         let sender = Arc::new(Self {
-            node: server.node().clone(),
-            time: Box::new(move || clock.cluster_time()),
+            server: server.clone(),
             keys,
             number: AtomicU64::new(0),
             connector: outbound::tcp_connector(CONNECT_TIMEOUT),
@@ -169,16 +143,13 @@ impl Sender {
             bodies: Arc::new(Semaphore::new(limits.bodies())),
             owners: Mutex::default(),
             stage,
-            is_closing: AtomicBool::new(false),
             limits,
             metrics,
             lines: LineLimit::default(),
             unreachable: LineLimit::default(),
         });
-        let closing = Arc::clone(&sender);
-        drop(tokio::spawn(async move { closing.close().await }));
-        let (watched, watching) = (server.clone(), Arc::clone(&sender));
-        drop(tokio::spawn(async move { watching.watch(watched).await }));
+        let watching = Arc::clone(&sender);
+        drop(tokio::spawn(async move { watching.watch().await }));
         let is_first = server.relay_with(move |foreign| {
             let sender = Arc::clone(&sender);
             async move { sender.relay(foreign).await }
@@ -188,7 +159,7 @@ impl Sender {
 
     /// Ends relayed requests to owners whose lease has ended, because such a node may be silent and
     /// still hold its connections.
-    async fn watch(&self, server: Server) {
+    async fn watch(&self) {
         let mut ticks = interval(LOOK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -196,25 +167,15 @@ impl Sender {
             if self.owners.lock().is_empty() {
                 continue;
             }
-            let alive: HashSet<_> = server.nodes().into_iter().collect();
+            let alive: HashSet<_> = self.server.nodes().into_iter().collect();
             self.owners.lock().retain(|node, owner| {
                 let is_alive = alive.contains(node);
                 if !is_alive {
-                    owner.end();
+                    owner.gone.send_replace(true);
                 }
                 is_alive
             });
         }
-    }
-
-    /// Gives the polls back that are relayed over links when this node closes.
-    async fn close(&self) {
-        let mut stage = self.stage.clone();
-        // An error means that this node has ended.
-        drop(stage.wait_for(|stage| *stage == Stage::Closing).await);
-        self.is_closing.store(true, Ordering::SeqCst);
-        let owners: Vec<_> = self.owners.lock().values().cloned().collect();
-        owners.iter().for_each(|owner| owner.close());
     }
 
     /// Returns the response of the owner, or none if the session is lost.
@@ -243,123 +204,90 @@ impl Sender {
         self: &Arc<Self>,
         foreign: ForeignRequest,
     ) -> Result<Response<Body>, Failed> {
-        let ForeignRequest {
-            owner: node,
-            address,
-            mut request,
-            ..
-        } = foreign;
         // Taken before the body is read, because a request beyond the limit shall cost
         // little.
         let open = Open::new(self)?;
-        let owner = self.owner(&node, &address)?;
-        let target = Target {
-            node: &node,
-            address: tls::authority(&address),
-            owner: &owner,
-        };
-        let is_upgrade = request.headers().contains_key(header::UPGRADE);
-        let upgrade = is_upgrade.then(|| hyper::upgrade::on(&mut request));
-        let (parts, body) = request.into_parts();
+        let owner = self.owner(&foreign.owner, &foreign.address)?;
+        if foreign.request.headers().contains_key(header::UPGRADE) {
+            return self.relay_upgrade(&owner, foreign.request, open).await;
+        }
+        let (head, body) = foreign.request.into_parts();
         let (body, _held) = self.receive(body).await?;
-        if is_upgrade {
-            let relaying = self.relay_by_http(target, &parts, &body, upgrade, open);
-            return relaying.await;
-        }
-        match self.way(target).await {
-            Way::Link(requests) => self.relay_by_link(&requests, &parts, &body, open).await,
-            Way::Http => self.relay_by_http(target, &parts, &body, None, open).await,
-            Way::Failed(outcome) => Err(Failed::Session(outcome)),
-        }
+        let opening = || Arc::clone(self).open_link(Arc::clone(&owner)).boxed();
+        let requests = owner.link(opening).await.map_err(Failed::Session)?;
+        let request = Request::from_parts(head, body);
+        self.relay_by_link(&requests, request, open).await
     }
 
-    /// How polls and posts reach an owner. The first one opens a link.
-    async fn way(self: &Arc<Self>, target: Target<'_>) -> Way {
-        if let Some(known) = target.owner.known_way() {
-            return known;
-        }
-        let (sender, owner) = (Arc::clone(self), Arc::clone(target.owner));
-        let (node, address) = (target.node.clone(), Box::<str>::from(target.address));
-        let opening = async move {
-            let target = Target {
-                node: &node,
-                address: &address,
-                owner: &owner,
-            };
-            let opening = timeout(OPEN_TIMEOUT, sender.open_link(target)).await;
-            opening.unwrap_or(Way::Failed(Outcome::Gone))
-        };
-        target.owner.open_once(opening.boxed()).await
+    async fn open_link(self: Arc<Self>, owner: Arc<Owner>) -> Linked {
+        let opening = timeout(OPEN_TIMEOUT, self.try_open_link(&owner)).await;
+        opening.unwrap_or(Err(Outcome::Gone))
     }
 
-    async fn open_link(&self, target: Target<'_>) -> Way {
+    async fn try_open_link(&self, owner: &Owner) -> Linked {
         let upgrade = HeaderMap::from_iter([
             (header::CONNECTION, HeaderValue::from_static("upgrade")),
             (header::UPGRADE, HeaderValue::from_static(LINK_PROTOCOL)),
         ]);
-        let Some(signature) = self.sign(target, &Method::GET, LINK_PATH, &[]) else {
-            return Way::Failed(Outcome::Gone);
-        };
-        let head = head(target, &Method::GET, LINK_PATH, &upgrade, &signature, 0);
-        let (response, stream, there) = match target.owner.client.send(head, &[]).await {
-            Ok(Forwarded::Switched(response, stream, there)) => (response, stream, there),
-            Ok(Forwarded::Response(response)) if response.status() == REFUSED => {
-                return Way::Failed(Outcome::Refused);
-            }
-            // A node of a version without support for links.
-            Ok(Forwarded::Response(_)) => return Way::Http,
+        let path = PathAndQuery::from_static(LINK_PATH);
+        let request = self.signed(owner, path, &upgrade).ok_or(Outcome::Gone)?;
+        let signature = request.headers().get(HEADER).cloned();
+        let mut response = match owner.send(request).await {
+            Ok(response) => response,
             Err(error) => {
                 // The log gives the reason once for all waiting requests.
-                self.unreachable(target.node, error);
-                return Way::Failed(Outcome::Gone);
+                self.unreachable(&owner.node, error);
+                return Err(Outcome::Gone);
             }
         };
-        let nonce = response.headers().get(HEADER);
-        let nonce = nonce.and_then(|nonce| nonce.to_str().ok());
-        let sealing = nonce.and_then(|nonce| {
-            let [requests, responses] = self.keys.of_link(&signature, nonce, None)?;
-            ciphers(&requests, &responses)
-        });
-        let Some(sealing) = sealing else {
-            return Way::Failed(Outcome::Refused);
+        let sealing = || {
+            let nonce = response.headers().get(HEADER)?.to_str().ok()?;
+            let secrets = self.keys.of_link(signature?.to_str().ok()?, nonce, 0)?;
+            ciphers(&secrets[0], &secrets[1])
         };
+        // An owner that refuses the request sends no nonce.
+        let sealing = sealing().ok_or(Outcome::Refused)?;
+        let stream = hyper::upgrade::on(&mut response).await;
+        let stream = TokioIo::new(stream.map_err(|_| Outcome::Gone)?);
         let outbox = Arc::<Outbox>::default();
         let most_ticks = self.limits.response.as_secs().div_ceil(TICK.as_secs());
         let most_ticks = u32::try_from(most_ticks).unwrap_or(u32::MAX);
         let requests = Requests::new(Arc::clone(&outbox), most_ticks);
-        let handler = requests.clone();
-        let link = Link::new(stream, outbox, sealing, handler, &there, self.limits.stall);
-        let (ending, node) = (requests.clone(), target.node.clone());
-        // Ends with the connection, or with the owner's lease.
+        let link = Link::new(stream, outbox, sealing, requests.clone(), self.limits.stall);
+        let (ending, node) = (requests.clone(), owner.node.clone());
+        let mut gone = owner.gone.subscribe();
         drop(tokio::spawn(async move {
-            if let Err(error) = link.run().await {
-                tracing::debug!(%node, %error, "a link to another node has ended");
+            tokio::select! {
+                ended = link.run() => if let Err(error) = ended {
+                    tracing::debug!(%node, %error, "a link to another node has ended");
+                },
+                _ = gone.wait_for(|gone| *gone) => {}
             }
-            ending.end(Outcome::Gone);
+            ending.end();
         }));
-        Way::Link(requests)
+        Ok(requests)
     }
 
     async fn relay_by_link(
         &self,
         requests: &Requests,
-        parts: &Parts,
-        body: &Bytes,
+        request: Request<Bytes>,
         open: Open,
     ) -> Result<Response<Body>, Failed> {
         let text = |name| {
-            let value = parts.headers.get(name);
+            let value = request.headers().get(name);
             let text = value.and_then(|value: &HeaderValue| value.to_str().ok());
             let fits = |text: &&str| text.len() <= relay::MAX_HEADER_BYTES;
             text.filter(fits).unwrap_or_default()
         };
-        let query = parts.uri.query().unwrap_or_default();
+        let query = request.uri().query().unwrap_or_default();
         if query.len() > relay::MAX_HEAD_BYTES {
             return Err(Failed::Status(StatusCode::URI_TOO_LONG, Outcome::Limit));
         }
-        let now = (self.time)().ok_or(Failed::Session(Outcome::Gone))?;
-        let is_post = parts.method == Method::POST;
-        let request = relay::Request {
+        let now = self.server.cluster_time();
+        let now = now.ok_or(Failed::Session(Outcome::Gone))?;
+        let is_post = request.method() == Method::POST;
+        let relayed = relay::Request {
             method: if is_post {
                 relay::Method::Post
             } else {
@@ -372,77 +300,52 @@ impl Sender {
             length: 0,
             body: &[],
         };
-        let mut requested = requests.send(request, body);
-        if self.is_closing.load(Ordering::SeqCst) {
-            requests.close();
-        }
-        let reply = match requested.reply().await {
-            Some(reply) => reply,
-            // This node closes.
-            None => tokio::select! {
-                reply = timeout(CLOSE_TIMEOUT, requested.reply()) => {
-                    let late = Failed::Status(StatusCode::SERVICE_UNAVAILABLE, Outcome::Closing);
-                    reply.ok().flatten().ok_or(late)?
-                }
-                never = end_poll(requests, request), if !is_post => match never {},
+        let mut replying = pin!(requests.send(relayed, request.body(), self.limits.stall, open));
+        let reply = tokio::select! {
+            reply = &mut replying => reply,
+            () = closed(self.stage.clone()) => tokio::select! {
+                reply = timeout(CLOSE_TIMEOUT, replying) => reply.map_err(|_| CLOSING)?,
+                never = end_poll(requests, relayed), if !is_post => match never {},
             },
         };
-        match reply {
-            Ok(response) => Ok(respond(response, self.limits.stall, open)),
-            Err(outcome) => Err(Failed::Session(outcome)),
-        }
+        let mut response = reply.map_err(Failed::Session)?;
+        remove_own(response.headers_mut());
+        response.headers_mut().remove(header::CONNECTION);
+        Ok(response)
     }
 
-    async fn relay_by_http(
+    async fn relay_upgrade(
         &self,
-        target: Target<'_>,
-        parts: &Parts,
-        body: &Bytes,
-        upgrade: Option<OnUpgrade>,
+        owner: &Owner,
+        mut request: Request<Body>,
         open: Open,
     ) -> Result<Response<Body>, Failed> {
+        let client = hyper::upgrade::on(&mut request);
+        let path = request.uri().path_and_query().cloned();
+        let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let signed = self.signed(owner, path, request.headers());
+        let signed = signed.ok_or(Failed::Session(Outcome::Gone))?;
         let mut end = End {
-            gone: target.owner.gone.subscribe(),
+            gone: owner.gone.subscribe(),
             stage: self.stage.clone(),
         };
-        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        let is_poll = parts.method == Method::GET && upgrade.is_none();
-        let head = self.head(target, &parts.method, path, &parts.headers, body)?;
-        let sending = target.owner.client.send(head, body);
-        let mut responding = pin!(timeout(self.limits.response, sending));
-        let ended = tokio::select! {
-            response = &mut responding => Ok(response),
-            ended = end.of_request() => Err(ended),
+        let sent = tokio::select! {
+            sent = timeout(self.limits.response, owner.send(signed)) => sent,
+            failed = end.of_request() => return Err(failed),
         };
-        let response = match ended {
-            Ok(response) => response,
-            Err(Ended::Owner) => return Err(Failed::Session(Outcome::Gone)),
-            // The session continues, so its response is awaited. That of a poll arrives at once,
-            // because the owner ends it.
-            Err(Ended::This) => {
-                let response = tokio::select! {
-                    response = timeout(CLOSE_TIMEOUT, responding) => response,
-                    never = self.end_poll(target, path), if is_poll => match never {},
-                };
-                let late = Failed::Status(StatusCode::SERVICE_UNAVAILABLE, Outcome::Closing);
-                response.map_err(|_| late)?
-            }
-        };
-        match response {
-            Ok(Ok(Forwarded::Response(response))) if response.status() == REFUSED => {
-                Err(Failed::Session(Outcome::Refused))
-            }
-            Ok(Ok(Forwarded::Response(response))) => Ok(respond(response, self.limits.stall, open)),
-            Ok(Ok(Forwarded::Switched(response, stream, there))) => {
-                let upgrade = upgrade.ok_or(Failed::Session(Outcome::Refused))?;
-                let (from_owner, to_owner) = split(stream);
-                // The first bytes of the WebSocket may have come with the response.
-                let owner = join(Cursor::new(there).chain(from_owner), to_owner);
-                Ok(self.switch(response, (upgrade, owner), end, open))
-            }
-            Ok(Err(error)) => Err(self.unreachable(target.node, error)),
-            Err(_) => Err(Failed::Session(Outcome::Timeout)),
+        let sent = sent.map_err(|_| Failed::Session(Outcome::Timeout))?;
+        let mut response = sent.map_err(|error| self.unreachable(&owner.node, error))?;
+        if response.status() == REFUSED {
+            return Err(Failed::Session(Outcome::Refused));
         }
+        remove_own(response.headers_mut());
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let owner = hyper::upgrade::on(&mut response);
+            self.join((client, owner), end, open);
+        } else {
+            response.headers_mut().remove(header::CONNECTION);
+        }
+        Ok(response.map(Body::from))
     }
 
     /// The failure of a request to an owner that cannot be reached, which the log
@@ -454,53 +357,30 @@ impl Sender {
         Failed::Session(Outcome::Gone)
     }
 
-    /// Signs a request to an owner. `None` if the time of the cluster is not known.
-    fn sign(&self, target: Target<'_>, method: &Method, path: &str, body: &[u8]) -> Option<String> {
-        let now = (self.time)()?;
-        let signed = Signed {
-            receiver: target.node.as_str(),
-            method,
-            path,
+    /// A signed upgrade at an owner, with those of these headers that matter to the session.
+    /// `None` if the time of the cluster is not known.
+    fn signed(&self, owner: &Owner, path: PathAndQuery, from: &HeaderMap) -> Option<Request<Body>> {
+        let stamp = Stamp {
+            sender: self.server.node().as_str(),
+            number: self.number.fetch_add(1, Ordering::Relaxed) + 1,
+            time: clock::millis(self.server.cluster_time()?),
         };
-        let number = self.number.fetch_add(1, Ordering::Relaxed) + 1;
-        let node = self.node.as_str();
-        Some(self.keys.sign(signed, node, number, now, body))
-    }
-
-    /// The head of a signed request to an owner, with those headers of the client that
-    /// matter to the session.
-    fn head(
-        &self,
-        target: Target<'_>,
-        method: &Method,
-        path: &str,
-        from: &HeaderMap,
-        body: &[u8],
-    ) -> Result<Vec<u8>, Failed> {
-        let signature = self.sign(target, method, path, body);
-        let signature = signature.ok_or(Failed::Session(Outcome::Gone))?;
-        Ok(head(target, method, path, from, &signature, body.len()))
-    }
-
-    /// Makes the owner end a poll, so that the client polls again at another node.
-    /// Repeated, because the poll may be on its way.
-    async fn end_poll(&self, target: Target<'_>, path: &str) -> Infallible {
-        loop {
-            let head = self.head(target, &Method::DELETE, path, &HeaderMap::new(), &[]);
-            if let Ok(head) = head {
-                // If it fails, the poll does not end in time.
-                drop(target.owner.client.send(head, &[]).await);
+        let signature = self.keys.sign(owner.node.as_str(), path.as_str(), stamp);
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = path.into();
+        let headers = request.headers_mut();
+        headers.insert(HEADER, HeaderValue::from_str(&signature).ok()?);
+        for name in UPGRADE_HEADERS {
+            for value in from.get_all(&name) {
+                headers.append(&name, value.clone());
             }
-            sleep(END_POLL_INTERVAL).await;
         }
+        Some(request)
     }
 
     /// Receives a body, up to one byte more than a session takes, so that its owner
     /// refuses it as any other that is too large.
-    async fn receive(
-        &self,
-        mut body: Body,
-    ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Failed> {
+    async fn receive(&self, body: Body) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Failed> {
         if body.is_end_stream() {
             return Ok((Bytes::new(), None));
         }
@@ -514,19 +394,13 @@ impl Sender {
         let held =
             held.map_err(|_| Failed::Status(StatusCode::SERVICE_UNAVAILABLE, Outcome::Limit))?;
         let receiving = async {
-            let mut received = BytesMut::new();
-            while received.len() < most {
-                match body.frame().await {
-                    Some(Ok(frame)) => {
-                        if let Some(data) = frame.data_ref() {
-                            received
-                                .extend_from_slice(&data[..data.len().min(most - received.len())]);
-                        }
-                    }
-                    Some(Err(_)) => return None,
-                    None => break,
-                }
+            let (mut parts, mut received) = (body.into_data_stream(), BytesMut::new());
+            while received.len() < most
+                && let Some(part) = parts.try_next().await.ok()?
+            {
+                received.extend_from_slice(&part);
             }
+            received.truncate(most);
             Some(received.freeze())
         };
         match timeout(self.limits.body, receiving).await {
@@ -537,29 +411,20 @@ impl Sender {
     }
 
     /// Joins the two WebSockets after the response.
-    fn switch(
-        &self,
-        response: Response<()>,
-        (client, owner): (OnUpgrade, impl AsyncRead + AsyncWrite + Send + 'static),
-        end: End,
-        open: Open,
-    ) -> Response<Body> {
+    fn join(&self, (client, owner): (OnUpgrade, OnUpgrade), end: End, open: Open) {
         let stall = self.limits.stall;
         let number = self.number.load(Ordering::Relaxed);
         // Ends with either side.
         drop(tokio::spawn(async move {
-            if let Ok(client) = client.await {
-                let client = TokioIo::new(client);
+            if let Ok((client, owner)) = tokio::try_join!(client, owner) {
+                let (client, owner) = (TokioIo::new(client), TokioIo::new(owner));
                 pipe::carry(client, owner, stall, end.of_websocket(number)).await;
             }
             drop(open);
         }));
-        let mut response = response.map(|()| Body::empty());
-        remove_own(response.headers_mut());
-        response
     }
 
-    /// The connections to an owner.
+    /// The ways to an owner.
     fn owner(&self, node: &NodeId, address: &str) -> Result<Arc<Owner>, Failed> {
         let mut owners = self.owners.lock();
         if let Some(owner) = owners.get(node) {
@@ -567,17 +432,11 @@ impl Sender {
         }
         let connector = self.tls.connector(self.connector.clone(), address);
         let connector = connector.map_err(|missing| self.unreachable(node, missing))?;
-        let owner = Owner::new(connector, tls::authority(address), self.limits.idle);
+        let owner = Owner::new(node.clone(), connector, tls::authority(address));
         let owner = Arc::new(owner.ok_or(Failed::Session(Outcome::Gone))?);
         owners.insert(node.clone(), Arc::clone(&owner));
         Ok(owner)
     }
-}
-
-/// Which node has ended.
-enum Ended {
-    Owner,
-    This,
 }
 
 /// The ends of both nodes, which end a request.
@@ -589,11 +448,11 @@ struct End {
 
 impl End {
     /// Resolves when the owner's lease has ended, or this node closes.
-    async fn of_request(&mut self) -> Ended {
+    async fn of_request(&mut self) -> Failed {
         tokio::select! {
             // An error means that the owner is no longer used, because this node has ended.
-            _ = self.gone.wait_for(|gone| *gone) => Ended::Owner,
-            _ = self.stage.wait_for(|stage| *stage == Stage::Closing) => Ended::This,
+            _ = self.gone.wait_for(|gone| *gone) => Failed::Session(Outcome::Gone),
+            () = closed(self.stage.clone()) => CLOSING,
         }
     }
 
@@ -604,10 +463,10 @@ impl End {
             let stage = self.stage.wait_for(|stage| *stage != Stage::Open).await;
             let stage = stage.map_or(Stage::Closing, |stage| *stage);
             if let Stage::Draining(Drain { grace, over, .. }) = stage {
-                let mut stage = self.stage;
+                let waiting = sleep(grace + over.mul_f64(spread(number)));
                 tokio::select! {
-                    () = sleep(grace + over.mul_f64(spread(number))) => {}
-                    _ = stage.wait_for(|stage| *stage == Stage::Closing) => {}
+                    () = waiting => {}
+                    () = closed(self.stage) => {}
                 }
             }
         };
@@ -616,6 +475,12 @@ impl End {
             () = draining => {}
         }
     }
+}
+
+/// Resolves when this node closes.
+async fn closed(mut stage: watch::Receiver<Stage>) {
+    // An error means that it has ended.
+    drop(stage.wait_for(|stage| *stage == Stage::Closing).await);
 }
 
 /// Places numbers in a row evenly between zero and one, wherever the row begins and ends.
@@ -651,116 +516,17 @@ impl Drop for Open {
     }
 }
 
-/// Makes the owner end a poll that was relayed over a link. Repeated, because the poll may
-/// be on its way.
+/// Makes the owner end a poll, so that the client polls again at another node. Repeated, because
+/// the poll may be on its way.
 async fn end_poll(requests: &Requests, poll: relay::Request<'_>) -> Infallible {
+    let end = relay::Request {
+        method: relay::Method::Delete,
+        ..poll
+    };
     loop {
-        let end = relay::Request {
-            method: relay::Method::Delete,
-            ..poll
-        };
-        let mut ended = requests.send(end, &Bytes::new());
-        // The first one says that this node closes. If it fails, the poll does not end in time.
-        if ended.reply().await.is_none() {
-            drop(ended.reply().await);
-        }
+        // If it fails, the poll does not end in time.
+        drop(requests.send(end, &Bytes::new(), CLOSE_TIMEOUT, ()).await);
         sleep(END_POLL_INTERVAL).await;
-    }
-}
-
-/// The head of the request to the owner.
-fn head(
-    target: Target<'_>,
-    method: &Method,
-    path: &str,
-    from: &HeaderMap,
-    signature: &str,
-    length: usize,
-) -> Vec<u8> {
-    let address = target.address;
-    let mut head = Vec::with_capacity(HEAD_BYTES + length.min(HEAD_BYTES));
-    let mut add = |parts: &[&[u8]]| parts.iter().for_each(|part| head.extend_from_slice(part));
-    add(&[
-        method.as_str().as_bytes(),
-        b" ",
-        path.as_bytes(),
-        b" HTTP/1.1\r\nhost: ",
-    ]);
-    add(&[address.as_bytes(), b"\r\n"]);
-    let is_upgrade = from.contains_key(header::UPGRADE);
-    for name in REQUEST_HEADERS {
-        // The connection to the owner is kept regardless of the client's own connection.
-        if name == header::CONNECTION && !is_upgrade {
-            continue;
-        }
-        for value in from.get_all(&name) {
-            add(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
-        }
-    }
-    add(&[HEADER.as_bytes(), b": ", signature.as_bytes(), b"\r\n"]);
-    if length > 0 || method == Method::POST {
-        add(&[b"content-length: ", length.to_string().as_bytes(), b"\r\n"]);
-    }
-    add(&[b"\r\n"]);
-    head
-}
-
-/// The response of the owner, for the client.
-fn respond<B>(response: Response<B>, stall: Duration, open: Open) -> Response<Body>
-where
-    B: HttpBody<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
-{
-    let mut response = response.map(|body| match body.is_end_stream() {
-        true => Body::empty(),
-        false => Body::new(RelayedBody {
-            body,
-            stall,
-            stalled: None,
-            _open: open,
-        }),
-    });
-    let headers = response.headers_mut();
-    remove_own(headers);
-    headers.remove(header::CONNECTION);
-    response
-}
-
-/// The body of a response on its way to the client. Counted as long as it is forwarded.
-struct RelayedBody<B> {
-    body: B,
-    /// How long the owner may send nothing.
-    stall: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
-    _open: Open,
-}
-
-impl<B> HttpBody for RelayedBody<B>
-where
-    B: HttpBody<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin,
-{
-    type Data = Bytes;
-    type Error = Box<dyn Error + Send + Sync>;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if let Poll::Ready(read) = Pin::new(&mut self.body).poll_frame(cx) {
-            self.stalled = None;
-            return Poll::Ready(read.map(|read| read.map_err(Into::into)));
-        }
-        let stall = self.stall;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(stall)));
-        let ended = stalled.as_mut().poll(cx);
-        ended.map(|()| Some(Err(io::Error::from(io::ErrorKind::TimedOut).into())))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
