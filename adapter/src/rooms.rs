@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use hashbrown::HashTable;
 use roomcast_protocol::target::Target;
+use slab::Slab;
 use smallvec::SmallVec;
 
 use crate::Member;
@@ -29,11 +30,9 @@ pub(crate) type Hash = u64;
 
 /// The index of one shard.
 pub(crate) struct Rooms<M> {
-    members: Vec<Option<Entry<M>>>,
-    free_members: Vec<Slot>,
+    members: Slab<Entry<M>>,
     ids: HashTable<Slot>,
-    rooms: Vec<Option<Room>>,
-    free_rooms: Vec<u32>,
+    rooms: Slab<Room>,
     names: HashTable<u32>,
     /// Marks members as selected or excluded during one selection. Incremented with each.
     epoch: u32,
@@ -73,11 +72,9 @@ pub(crate) enum Change {
 impl<M> Default for Rooms<M> {
     fn default() -> Self {
         Self {
-            members: Vec::new(),
-            free_members: Vec::new(),
+            members: Slab::new(),
             ids: HashTable::new(),
-            rooms: Vec::new(),
-            free_rooms: Vec::new(),
+            rooms: Slab::new(),
             names: HashTable::new(),
             epoch: 0,
         }
@@ -98,10 +95,10 @@ impl<M: Member> Rooms<M> {
             mark: 0,
             places: SmallVec::new(),
         };
-        let slot = place(&mut self.members, &mut self.free_members, entry);
+        let slot = index(self.members.insert(entry));
         let members = &self.members;
         self.ids.insert_unique(spread(short(hash)), slot, |&slot| {
-            spread(entry_of(members, slot).hash)
+            spread(members[slot as usize].hash)
         });
         slot
     }
@@ -109,7 +106,7 @@ impl<M: Member> Rooms<M> {
     /// Removes a socket from all its rooms and from the index. Calls `emptied` with the hash and
     /// name of each room that lost its last member here.
     pub(crate) fn remove(&mut self, slot: Slot, mut emptied: impl FnMut(Hash, &Arc<str>)) {
-        let Some(entry) = self.members[slot as usize].take() else {
+        let Some(entry) = self.members.try_remove(slot as usize) else {
             return;
         };
         for spot in entry.places {
@@ -121,7 +118,6 @@ impl<M: Member> Rooms<M> {
         {
             found.remove();
         }
-        self.free_members.push(slot);
         self.shrink();
     }
 
@@ -135,18 +131,19 @@ impl<M: Member> Rooms<M> {
                 .iter()
                 .any(|place| place.room == room)
         {
-            return (Change::None, Arc::clone(&room_ref(&self.rooms, room).name));
+            return (Change::None, Arc::clone(&self.rooms[room as usize].name));
         }
         let edge = room.is_none();
-        let index = room.unwrap_or_else(|| self.new_room(hash, name));
-        let room = room_mut(&mut self.rooms, index);
-        let position = u32::try_from(room.members.len()).expect("fewer than 2^32 sockets");
+        let key = room.unwrap_or_else(|| self.new_room(hash, name));
+        let room = &mut self.rooms[key as usize];
+        let position = index(room.members.len());
         room.members.push(slot);
         let name = Arc::clone(&room.name);
-        self.entry_mut(slot).places.push(Place {
-            room: index,
+        let place = Place {
+            room: key,
             position,
-        });
+        };
+        self.members[slot as usize].places.push(place);
         (if edge { Change::Edge } else { Change::Some }, name)
     }
 
@@ -155,7 +152,7 @@ impl<M: Member> Rooms<M> {
         let Some(room) = self.find_room(hash, name) else {
             return Change::None;
         };
-        let places = &mut self.entry_mut(slot).places;
+        let places = &mut self.members[slot as usize].places;
         let Some(index) = places.iter().position(|place| place.room == room) else {
             return Change::None;
         };
@@ -180,7 +177,7 @@ impl<M: Member> Rooms<M> {
             self.each_in(*hash, name, |entry| entry.mark = epoch);
         }
         if target.rooms.is_empty() {
-            for entry in self.members.iter().flatten() {
+            for (_, entry) in &self.members {
                 if entry.mark != epoch {
                     f(&entry.member);
                 }
@@ -202,7 +199,7 @@ impl<M: Member> Rooms<M> {
     fn select_one(&mut self, hash: Hash, name: &str, mut f: impl FnMut(&M)) {
         match (self.find_room(hash, name), self.find_member(hash, name)) {
             (Some(room), None) => {
-                for &slot in &room_ref(&self.rooms, room).members {
+                for &slot in &self.rooms[room as usize].members {
                     f(&self.entry(slot).member);
                 }
             }
@@ -222,12 +219,12 @@ impl<M: Member> Rooms<M> {
 
     fn each_in(&mut self, hash: Hash, name: &str, mut f: impl FnMut(&mut Entry<M>)) {
         if let Some(room) = self.find_room(hash, name) {
-            for &slot in &room_ref(&self.rooms, room).members {
-                f(entry_mut_of(&mut self.members, slot));
+            for &slot in &self.rooms[room as usize].members {
+                f(&mut self.members[slot as usize]);
             }
         }
         if let Some(slot) = self.find_member(hash, name) {
-            f(entry_mut_of(&mut self.members, slot));
+            f(&mut self.members[slot as usize]);
         }
     }
 
@@ -253,7 +250,7 @@ impl<M: Member> Rooms<M> {
         self.entry(slot)
             .places
             .iter()
-            .map(|place| &room_ref(&self.rooms, place.room).name)
+            .map(|place| &self.rooms[place.room as usize].name)
     }
 
     /// Returns how many rooms a socket has joined, without its private one.
@@ -272,12 +269,10 @@ impl<M: Member> Rooms<M> {
     }
 
     /// Calls `f` with each socket.
-    pub(crate) fn each(&self, f: impl FnMut(&M)) {
-        self.members
-            .iter()
-            .flatten()
-            .map(|entry| &entry.member)
-            .for_each(f);
+    pub(crate) fn each(&self, mut f: impl FnMut(&M)) {
+        for (_, entry) in &self.members {
+            f(&entry.member);
+        }
     }
 
     /// Returns the number of sockets.
@@ -288,7 +283,7 @@ impl<M: Member> Rooms<M> {
 
     fn find_room(&self, hash: Hash, name: &str) -> Option<u32> {
         self.names
-            .find(hash, |&room| *room_ref(&self.rooms, room).name == *name)
+            .find(hash, |&room| *self.rooms[room as usize].name == *name)
             .copied()
     }
 
@@ -306,16 +301,16 @@ impl<M: Member> Rooms<M> {
             hash,
             members: Vec::with_capacity(1),
         };
-        let index = place(&mut self.rooms, &mut self.free_rooms, room);
+        let key = index(self.rooms.insert(room));
         let rooms = &self.rooms;
         self.names
-            .insert_unique(hash, index, |&room| room_ref(rooms, room).hash);
-        index
+            .insert_unique(hash, key, |&room| rooms[room as usize].hash);
+        key
     }
 
     /// Removes the member at a place from the room; the last member of the room moves there.
     fn vacate(&mut self, spot: Place, emptied: &mut impl FnMut(Hash, &Arc<str>)) {
-        let room = room_mut(&mut self.rooms, spot.room);
+        let room = &mut self.rooms[spot.room as usize];
         room.members.swap_remove(spot.position as usize);
         // Memory of a room that was huge is released. Amortised, because half of it is left free.
         let capacity = room.members.capacity();
@@ -323,7 +318,7 @@ impl<M: Member> Rooms<M> {
             room.members.shrink_to(capacity / 2);
         }
         if let Some(&moved) = room.members.get(spot.position as usize) {
-            let places = &mut entry_mut_of(&mut self.members, moved).places;
+            let places = &mut self.members[moved as usize].places;
             let place = places.iter_mut().find(|place| place.room == spot.room);
             place
                 .expect("a member of a room has a place in it")
@@ -333,20 +328,17 @@ impl<M: Member> Rooms<M> {
         }
     }
 
-    fn drop_room(&mut self, index: u32, emptied: &mut impl FnMut(Hash, &Arc<str>)) {
-        let Some(room) = self.rooms[index as usize].take() else {
-            return;
-        };
-        if let Ok(found) = self.names.find_entry(room.hash, |&known| known == index) {
+    fn drop_room(&mut self, key: u32, emptied: &mut impl FnMut(Hash, &Arc<str>)) {
+        let room = self.rooms.remove(key as usize);
+        if let Ok(found) = self.names.find_entry(room.hash, |&known| known == key) {
             found.remove();
         }
-        self.free_rooms.push(index);
         emptied(room.hash, &room.name);
     }
 
     /// Releases memory when a shard has become empty, as after a storm of short connections.
     fn shrink(&mut self) {
-        if self.ids.is_empty() && self.members.len() > SHARD_KEEPS {
+        if self.ids.is_empty() && self.members.capacity() > SHARD_KEEPS {
             *self = Self {
                 epoch: self.epoch,
                 ..Self::default()
@@ -358,21 +350,16 @@ impl<M: Member> Rooms<M> {
         self.epoch = self.epoch.wrapping_add(1);
         if self.epoch == 0 {
             // It wrapped around: old marks could be taken for new ones.
-            self.members
-                .iter_mut()
-                .flatten()
-                .for_each(|entry| entry.mark = 0);
+            for (_, entry) in &mut self.members {
+                entry.mark = 0;
+            }
             self.epoch = 1;
         }
         self.epoch
     }
 
     fn entry(&self, slot: Slot) -> &Entry<M> {
-        entry_of(&self.members, slot)
-    }
-
-    fn entry_mut(&mut self, slot: Slot) -> &mut Entry<M> {
-        entry_mut_of(&mut self.members, slot)
+        &self.members[slot as usize]
     }
 }
 
@@ -393,37 +380,9 @@ fn spread(hash: u32) -> u64 {
     (u64::from(hash) << 32) | u64::from(hash)
 }
 
-fn place<T>(slots: &mut Vec<Option<T>>, free: &mut Vec<u32>, value: T) -> u32 {
-    if let Some(index) = free.pop() {
-        slots[index as usize] = Some(value);
-        return index;
-    }
-    slots.push(Some(value));
-    u32::try_from(slots.len() - 1).expect("fewer than 2^32 entries")
-}
-
-fn entry_of<M>(members: &[Option<Entry<M>>], slot: Slot) -> &Entry<M> {
-    members[slot as usize]
-        .as_ref()
-        .expect("slots in use are occupied")
-}
-
-fn entry_mut_of<M>(members: &mut [Option<Entry<M>>], slot: Slot) -> &mut Entry<M> {
-    members[slot as usize]
-        .as_mut()
-        .expect("slots in use are occupied")
-}
-
-fn room_ref(rooms: &[Option<Room>], room: u32) -> &Room {
-    rooms[room as usize]
-        .as_ref()
-        .expect("room indexes in use are occupied")
-}
-
-fn room_mut(rooms: &mut [Option<Room>], room: u32) -> &mut Room {
-    rooms[room as usize]
-        .as_mut()
-        .expect("room indexes in use are occupied")
+/// Indexes have half of a word, because members keep several.
+fn index(index: usize) -> u32 {
+    u32::try_from(index).expect("fewer than 2^32 entries")
 }
 
 #[cfg(test)]

@@ -159,28 +159,21 @@ fn check_equal(rooms: &Rooms<Fake>, model: &Model) {
     }
 }
 
-/// Sockets and rooms must know each other's places, and every slot must be in use or free.
+/// Sockets and rooms must know each other's places.
 fn check_sound(rooms: &Rooms<Fake>) {
     let mut places = 0;
-    for (slot, entry) in rooms.members.iter().enumerate() {
-        for place in entry.iter().flat_map(|entry| &entry.places) {
-            let room = room_ref(&rooms.rooms, place.room);
+    for (slot, entry) in &rooms.members {
+        for place in &entry.places {
+            let room = &rooms.rooms[place.room as usize];
             assert_eq!(room.members[place.position as usize] as usize, slot);
             places += 1;
         }
     }
-    let members = rooms.rooms.iter().flatten().map(|room| room.members.len());
+    let members = rooms.rooms.iter().map(|(_, room)| room.members.len());
     assert_eq!(members.clone().sum::<usize>(), places);
     assert!(members.clone().all(|members| members > 0));
-    assert_eq!(rooms.names.len(), members.count());
-    assert_eq!(
-        rooms.names.len() + rooms.free_rooms.len(),
-        rooms.rooms.len()
-    );
-    assert_eq!(
-        rooms.ids.len() + rooms.free_members.len(),
-        rooms.members.len()
-    );
+    assert_eq!(rooms.names.len(), rooms.rooms.len());
+    assert_eq!(rooms.ids.len(), rooms.members.len());
 }
 
 proptest! {
@@ -194,18 +187,11 @@ proptest! {
         let epoch = u32::MAX - until_wrap;
         let mut rooms = Rooms { epoch, ..Rooms::default() };
         let mut model = Model::new();
-        let (mut most_sockets, mut most_rooms) = (0, 0);
         for step in &steps {
             take_step(&mut rooms, &mut model, step);
             check_equal(&rooms, &model);
             check_sound(&rooms);
-            let distinct: BTreeSet<_> = model.values().flatten().collect();
-            most_sockets = most_sockets.max(model.len());
-            most_rooms = most_rooms.max(distinct.len());
         }
-        // Slots are used again before new ones are made.
-        prop_assert_eq!(rooms.members.len(), most_sockets);
-        prop_assert_eq!(rooms.rooms.len(), most_rooms);
     }
 }
 
@@ -259,7 +245,7 @@ fn a_room_that_has_shrunk_gives_its_memory_back() {
         assert_eq!(rooms.leave(*slot, hash("a"), "a"), Change::Some);
     }
     let room = rooms.find_room(hash("a"), "a").unwrap();
-    assert!(room_ref(&rooms.rooms, room).members.capacity() <= ROOM_KEEPS);
+    assert!(rooms.rooms[room as usize].members.capacity() <= ROOM_KEEPS);
     check_sound(&rooms);
 }
 
