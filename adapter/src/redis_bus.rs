@@ -82,7 +82,7 @@ use self::{
     outgoing::Outgoing,
     questions::Questions,
     sessions::RedisSessions,
-    streams::{StreamLog, StreamSessions, Streams},
+    streams::{StreamLog, Streams},
     subscriptions::{AttachedNamespace, Subscriptions},
 };
 use crate::{
@@ -347,13 +347,10 @@ impl BusHandle for Handle {
 
     fn sessions(&self) -> Option<Arc<dyn Sessions>> {
         let (outgoing, namespace) = (&self.core.outgoing, &self.namespace.name);
-        Some(match &self.core.streams {
-            Some(streams) => {
-                let prefix = &streams.session_prefix;
-                Arc::new(StreamSessions::new(outgoing, prefix, namespace))
-            }
-            None => Arc::new(RedisSessions::new(outgoing, namespace)),
-        })
+        let streams = self.core.streams.as_ref();
+        let node_js = streams.map(|streams| &streams.session_prefix);
+        let sessions = RedisSessions::new(outgoing, namespace, node_js);
+        Some(Arc::new(sessions))
     }
 
     fn is_own(&self, socket: &SocketId) -> bool {

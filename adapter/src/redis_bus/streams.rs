@@ -13,7 +13,6 @@
 mod entries;
 mod log;
 mod reader;
-mod sessions;
 
 use std::{
     collections::HashMap,
@@ -37,7 +36,7 @@ use tokio::{
 };
 
 use self::entries::Id;
-pub(super) use self::{log::StreamLog, reader::read, sessions::StreamSessions};
+pub(super) use self::{log::StreamLog, reader::read};
 use super::{
     membership::Membership, metrics::StreamMetrics, once, outgoing::Outgoing, script::unexpected,
 };
