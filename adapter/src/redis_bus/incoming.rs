@@ -25,7 +25,7 @@
 //! A message never ends more than itself: any undecodable message is dropped, counted and logged,
 //! and the next one is read.
 
-use std::{borrow::Cow, cell::OnceCell, sync::Arc};
+use std::{borrow::Cow, cell::OnceCell, fmt, sync::Arc};
 
 use roomcast_emitter::signing::Signer;
 use roomcast_protocol::{
@@ -40,7 +40,6 @@ use super::{
     node_js::NodeJs,
     questions::Questions,
     subscriptions::{AttachedNamespace, Subscriptions},
-    warnings::Warnings,
 };
 use crate::bus::Listener;
 
@@ -62,20 +61,6 @@ pub(super) struct Receiver {
     pub(super) questions: Arc<Questions>,
     pub(super) node_js: Arc<NodeJs>,
     pub(super) metrics: IncomingMetrics,
-    pub(super) warnings: DropWarnings,
-}
-
-/// The warnings about dropped messages, by reason: a flood of one kind must not hide another.
-#[derive(Default)]
-pub(super) struct DropWarnings {
-    unknown: Warnings,
-    unexpected: Warnings,
-    too_large: Warnings,
-    undecodable: Warnings,
-    unsigned: Warnings,
-    forged: Warnings,
-    stale: Warnings,
-    replayed: Warnings,
 }
 
 /// Why a message was not carried out, the most telling reason last.
@@ -348,79 +333,41 @@ impl Receiver {
 
     /// Counts a message that was dropped, and logs it unless that is expected.
     fn note(&self, why: &Dropped, channel: &str, payload: &[u8]) {
-        let (metrics, warnings) = (&self.metrics, &self.warnings);
-        let bytes = payload.len();
-        match why {
-            Dropped::NotAsked => {}
-            Dropped::NoMember => metrics.no_member.inc(),
-            Dropped::Own => metrics.own.inc(),
-            Dropped::UnknownNamespace => {
-                metrics.unknown_namespace.inc();
-                warnings.unknown.warn(|suppressed| {
-                    tracing::info!(
-                        channel,
-                        bytes,
-                        suppressed,
-                        "a message of the cluster was dropped: its namespace or kind is unknown"
-                    );
-                });
-            }
-            Dropped::Unexpected => {
-                metrics.unexpected.inc();
-                warnings.unexpected.warn(|suppressed| {
-                    tracing::info!(
-                        channel,
-                        bytes,
-                        suppressed,
-                        "an answer was dropped: no question is waiting for it"
-                    );
-                });
-            }
-            Dropped::TooLarge => {
-                metrics.too_large.inc();
-                warnings.too_large.warn(|suppressed| {
-                    tracing::warn!(
-                        channel,
-                        bytes,
-                        limit = MAX_MESSAGE,
-                        suppressed,
-                        "a message of the cluster was dropped: it is too large"
-                    );
-                });
-            }
-            Dropped::Rejected(reason) => self.note_rejected(*reason, channel, bytes),
-            Dropped::Undecodable(error) => {
-                metrics.undecodable.inc();
-                warnings.undecodable.warn(|suppressed| {
-                    tracing::warn!(
-                        channel,
-                        %error,
-                        bytes,
-                        suppressed,
-                        "a message of the cluster was dropped: it cannot be read"
-                    );
-                });
-            }
-        }
-    }
-
-    fn note_rejected(&self, reason: Rejection, channel: &str, bytes: usize) {
-        let (metrics, warnings) = (&self.metrics, &self.warnings);
-        let (dropped, warnings) = match reason {
-            Rejection::Unsigned => (&metrics.unsigned, &warnings.unsigned),
-            Rejection::Forged => (&metrics.forged, &warnings.forged),
-            Rejection::Stale => (&metrics.stale, &warnings.stale),
-            Rejection::Replayed => (&metrics.replayed, &warnings.replayed),
+        const UNKNOWN: &str =
+            "a message of the cluster was dropped: its namespace or kind is unknown";
+        const UNEXPECTED: &str = "an answer was dropped: no question is waiting for it";
+        const TOO_LARGE: &str = "a message of the cluster was dropped: it is too large";
+        const REJECTED: &str =
+            "a message of the cluster was dropped: its signature is not accepted";
+        const UNDECODABLE: &str = "a message of the cluster was dropped: it cannot be read";
+        let metrics = &self.metrics;
+        let (reason, text) = match why {
+            Dropped::NotAsked => return,
+            Dropped::NoMember => return metrics.no_member.inc(),
+            Dropped::Own => return metrics.own.inc(),
+            Dropped::UnknownNamespace => (&metrics.unknown_namespace, UNKNOWN),
+            Dropped::Unexpected => (&metrics.unexpected, UNEXPECTED),
+            Dropped::TooLarge => (&metrics.too_large, TOO_LARGE),
+            Dropped::Rejected(Rejection::Unsigned) => (&metrics.unsigned, REJECTED),
+            Dropped::Rejected(Rejection::Forged) => (&metrics.forged, REJECTED),
+            Dropped::Rejected(Rejection::Stale) => (&metrics.stale, REJECTED),
+            Dropped::Rejected(Rejection::Replayed) => (&metrics.replayed, REJECTED),
+            Dropped::Undecodable(_) => (&metrics.undecodable, UNDECODABLE),
         };
-        dropped.inc();
-        warnings.warn(|suppressed| {
-            tracing::warn!(
-                channel,
-                %reason,
-                bytes,
-                suppressed,
-                "a message of the cluster was dropped: its signature is not accepted"
-            );
+        let bytes = payload.len();
+        let limit = matches!(why, Dropped::TooLarge).then_some(MAX_MESSAGE);
+        let error: Option<&dyn fmt::Display> = match why {
+            Dropped::Rejected(rejection) => Some(rejection),
+            Dropped::Undecodable(error) => Some(error),
+            _ => None,
+        };
+        let error = error.map(tracing::field::display);
+        reason.count.inc();
+        reason.warnings.warn(|suppressed| match why {
+            Dropped::UnknownNamespace | Dropped::Unexpected => {
+                tracing::info!(channel, bytes, suppressed, "{text}");
+            }
+            _ => tracing::warn!(channel, error, bytes, limit, suppressed, "{text}"),
         });
     }
 }

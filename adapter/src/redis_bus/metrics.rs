@@ -15,6 +15,7 @@ use prometheus::{
 use roomcast_emitter::redis::{PublishError, Publisher};
 use roomcast_protocol::question::Question;
 
+use super::warnings::Warnings;
 use crate::subscriber::{Subscriber, SubscriberState};
 
 /// Upper bounds in seconds, from the round trip to a local Redis to the publish timeout.
@@ -66,6 +67,13 @@ impl Series {
         let series = family.with_label_values(&[value]);
         self.counters.insert(name, family);
         series
+    }
+
+    fn reason(&mut self, reason: &str) -> Reason {
+        Reason {
+            count: self.counter_of(DROPPED, reason),
+            warnings: Warnings::default(),
+        }
     }
 
     fn seconds(&mut self, name: &str, help: &str) -> Counter {
@@ -124,6 +132,13 @@ const DROPPED: Family = (
     "reason",
 );
 
+/// A reason to drop messages that is logged. Each has its own warnings: a flood of one kind must not
+/// hide another.
+pub(super) struct Reason {
+    pub(super) count: IntCounter,
+    pub(super) warnings: Warnings,
+}
+
 series! {
     /// Received messages.
     IncomingMetrics {
@@ -133,14 +148,14 @@ series! {
             "roomcast_bus_received_bytes_total", "Bytes of payload that came over the bus.");
         own: IntCounter = counter_of(DROPPED, "own");
         no_member: IntCounter = counter_of(DROPPED, "no_member");
-        unknown_namespace: IntCounter = counter_of(DROPPED, "unknown_namespace");
-        too_large: IntCounter = counter_of(DROPPED, "too_large");
-        undecodable: IntCounter = counter_of(DROPPED, "undecodable");
-        unexpected: IntCounter = counter_of(DROPPED, "unexpected");
-        unsigned: IntCounter = counter_of(DROPPED, "unsigned");
-        forged: IntCounter = counter_of(DROPPED, "forged");
-        stale: IntCounter = counter_of(DROPPED, "stale");
-        replayed: IntCounter = counter_of(DROPPED, "replayed");
+        unknown_namespace: Reason = reason("unknown_namespace");
+        too_large: Reason = reason("too_large");
+        undecodable: Reason = reason("undecodable");
+        unexpected: Reason = reason("unexpected");
+        unsigned: Reason = reason("unsigned");
+        forged: Reason = reason("forged");
+        stale: Reason = reason("stale");
+        replayed: Reason = reason("replayed");
     }
 }
 

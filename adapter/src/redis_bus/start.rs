@@ -40,7 +40,7 @@ use super::{
     BusSink, Core, RedisBus,
     config::{PrivateRooms, RedisConfig},
     gaps::Gaps,
-    incoming::{DropWarnings, Receiver},
+    incoming::Receiver,
     membership::{self, Membership},
     metrics::{
         GapMetrics, IncomingMetrics, LinkMetrics, MembershipMetrics, OutgoingMetrics,
@@ -286,7 +286,6 @@ impl Core {
                     questions: Arc::clone(&questions),
                     node_js: Arc::clone(&node_js),
                     metrics: incoming,
-                    warnings: DropWarnings::default(),
                 },
                 outgoing,
                 membership,
