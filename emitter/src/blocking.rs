@@ -25,7 +25,7 @@ use crate::{
 use roomcast_protocol::{
     args::{FromArgs, IntoArgs},
     receipt::Receipt,
-    target::{Rooms, Target},
+    target::Rooms,
 };
 
 /// Emits to the clients of a cluster. Cheap to clone; the connections close with the last clone.
@@ -52,8 +52,7 @@ impl Emitter {
     /// Selects a namespace. Its name begins with a slash.
     pub fn of(&self, namespace: &str) -> BroadcastOperator {
         BroadcastOperator {
-            namespace: self.inner.of(namespace),
-            target: Target::default(),
+            inner: self.inner.of(namespace),
             runtime: Arc::clone(&self.runtime),
         }
     }
@@ -96,25 +95,24 @@ impl fmt::Debug for Emitter {
 /// Selects sockets and acts on them. See [`BroadcastOperator`](crate::BroadcastOperator).
 #[must_use = "nothing happens until `emit` or another operation is called"]
 pub struct BroadcastOperator {
-    namespace: emitter::BroadcastOperator,
-    target: Target,
+    inner: emitter::BroadcastOperator,
     runtime: Arc<Runtime>,
 }
 
 impl BroadcastOperator {
-    emitter::narrowing!();
+    emitter::narrowing!(inner.target);
 
     /// Makes clients acknowledge the event, and receive it again if they come back without having
     /// done so. See [`BroadcastOperator::at_least_once`](crate::BroadcastOperator::at_least_once).
     pub fn at_least_once(mut self) -> Self {
-        self.target.flags.at_least_once = true;
+        self.inner = self.inner.at_least_once();
         self
     }
 
     /// Publishes the event once, however often it is emitted with this key. See
     /// [`BroadcastOperator::idempotency_key`](crate::BroadcastOperator::idempotency_key).
     pub fn idempotency_key(mut self, key: impl Into<Box<str>>) -> Self {
-        self.namespace = self.namespace.idempotency_key(key);
+        self.inner = self.inner.idempotency_key(key);
         self
     }
 
@@ -165,16 +163,13 @@ impl BroadcastOperator {
     }
 
     fn act<T>(self, operation: impl AsyncFnOnce(emitter::BroadcastOperator) -> T) -> T {
-        let to = self.namespace.with_target(self.target);
-        self.runtime.handle.block_on(operation(to))
+        self.runtime.handle.block_on(operation(self.inner))
     }
 }
 
 impl fmt::Debug for BroadcastOperator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BroadcastOperator")
-            .field("target", &self.target)
-            .finish_non_exhaustive()
+        self.inner.fmt(f)
     }
 }
 

@@ -189,7 +189,7 @@ pub struct BatchOperator<'a> {
     reason = "elsewhere these methods have a target of their own"
 )]
 impl BatchOperator<'_> {
-    super::narrowing!();
+    super::narrowing!(target);
 
     /// Publishes the event once, however often it is emitted with this key, in a batch or alone. See
     /// [`BroadcastOperator::idempotency_key`](super::BroadcastOperator::idempotency_key). Each

@@ -657,7 +657,7 @@ impl Core {
             }
             Ok(roster)
         };
-        let gathered = waiting.gather(timeout, is_quick, look).await;
+        let gathered = Box::pin(waiting.gather(timeout, is_quick, look)).await;
         let outcome = gathered.map_err(|error| unconfirmed(&error))?;
         Ok(outcome.answered)
     }

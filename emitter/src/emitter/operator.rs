@@ -30,7 +30,7 @@ const ANSWER_GRACE: Duration = Duration::from_millis(500);
 pub struct BroadcastOperator {
     core: Arc<Core>,
     namespace: Cow<'static, str>,
-    target: Target,
+    pub(crate) target: Target,
     idempotency_key: Option<Box<str>>,
 }
 
@@ -44,7 +44,7 @@ impl BroadcastOperator {
         }
     }
 
-    super::narrowing!();
+    super::narrowing!(target);
 
     /// Publishes the event once, however often it is emitted with this key: by this emitter, by another one, by a
     /// server, or over the HTTP API. The first emit takes effect, and later ones return its receipt
@@ -80,11 +80,6 @@ impl BroadcastOperator {
     /// fails, because nodes do not announce it to emitters there: use the HTTP API.
     pub fn at_least_once(mut self) -> Self {
         self.target.flags.at_least_once = true;
-        self
-    }
-
-    pub(crate) fn with_target(mut self, target: Target) -> Self {
-        self.target = target;
         self
     }
 

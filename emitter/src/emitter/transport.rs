@@ -11,7 +11,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use redis::{Pipeline, Value};
+use redis::{Pipeline, ToRedisArgs, Value};
 use roomcast_protocol::{channel::Channels, receipt::Receipt, wire::Publication};
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
 use crate::pool::PoolPublisher;
 use crate::{
     error::EmitError,
-    log::{JOURNAL, KeyReused, Names, Once, Placed, PublishedOnce, Script, appended},
+    log::{self, JOURNAL, KeyReused, Names, Once, Placed, PublishedOnce, Script, appended},
     membership::{self, Counted, Leases},
     redis::{PublishError, Publisher, PublishingMany, Reply, Route, receivers},
 };
@@ -110,26 +110,16 @@ impl Transport {
     pub(super) async fn append_all(
         &self,
         names: &Names,
-        mut commands: Vec<Vec<Vec<u8>>>,
+        commands: Vec<Vec<Vec<u8>>>,
     ) -> Vec<Result<Placed, EmitError>> {
-        let mut results = Vec::with_capacity(commands.len());
-        for commands in commands.chunks_mut(WINDOW_COMMANDS) {
-            let replies = self.run_all(commands, &names.counter).await;
-            for (mut reply, command) in replies.into_iter().zip(commands) {
-                if Script::is_forgotten(&reply) {
-                    JOURNAL.spell_out(command);
-                    reply = self.run(command, &names.counter).await;
-                }
-                let placed = reply.and_then(|reply| {
-                    let mut placed = appended(&reply);
-                    placed
-                        .next()
-                        .unwrap_or_else(|| Err(crate::log::unexpected()))
-                });
-                results.push(placed.map_err(EmitError::from));
-            }
-        }
-        results
+        let spell_out = |command: &mut [Vec<u8>]| JOURNAL.spell_out(command);
+        let replies = self.run_scripts(commands, &names.counter, spell_out).await;
+        let placed = replies.into_iter().map(|reply| {
+            let reply = reply?;
+            let mut placed = appended(&reply);
+            Ok(placed.next().unwrap_or_else(|| Err(log::unexpected()))?)
+        });
+        placed.collect()
     }
 
     /// Appends entries to the stream, and returns the outcomes, both in order.
@@ -153,17 +143,31 @@ impl Transport {
         result: &str,
         commands: Vec<(&Once, Vec<Vec<u8>>)>,
     ) -> Vec<Result<Delivery, EmitError>> {
+        let (once, commands): (Vec<_>, Vec<_>) = commands.into_iter().unzip();
+        let replies = self.run_scripts(commands, result, Once::spell_out).await;
+        let replies = once.into_iter().zip(replies);
+        replies
+            .map(|(once, reply)| delivered_once(once, reply))
+            .collect()
+    }
+
+    /// Runs scripts at the owner of a key. Those that Redis has forgotten are sent once
+    /// more, with their text.
+    async fn run_scripts(
+        &self,
+        mut commands: Vec<Vec<Vec<u8>>>,
+        key: &str,
+        spell_out: impl Fn(&mut [Vec<u8>]),
+    ) -> Vec<Result<Value, PublishError>> {
         let mut results = Vec::with_capacity(commands.len());
-        let (once, mut commands): (Vec<_>, Vec<_>) = commands.into_iter().unzip();
-        let mut once = once.into_iter();
         for commands in commands.chunks_mut(WINDOW_COMMANDS) {
-            let replies = self.run_all(commands, result).await.into_iter();
-            for ((mut reply, command), once) in replies.zip(commands).zip(&mut once) {
+            let replies = self.run_all(commands, key).await;
+            for (mut reply, command) in replies.into_iter().zip(commands) {
                 if Script::is_forgotten(&reply) {
-                    Once::spell_out(command);
-                    reply = self.run(command, result).await;
+                    spell_out(command);
+                    reply = self.run(command, key).await;
                 }
-                results.push(delivered_once(once, reply));
+                results.push(reply);
             }
         }
         results
@@ -208,26 +212,9 @@ impl Transport {
         commands: &[Vec<Vec<u8>>],
         key: &str,
     ) -> Vec<Result<Value, PublishError>> {
-        match self {
-            Self::Own(publisher) => {
-                // All are enqueued before the first reply is awaited.
-                let sent = commands
-                    .iter()
-                    .map(|command| publisher.command(command, Route::Key(key)));
-                let mut replies = Vec::with_capacity(commands.len());
-                for reply in sent.collect::<Vec<_>>() {
-                    let reply = reply.await;
-                    replies.push(
-                        reply.and_then(|mut replies| {
-                            replies.pop().ok_or_else(crate::log::unexpected)
-                        }),
-                    );
-                }
-                replies
-            }
-            #[cfg(feature = "pool")]
-            Self::Pool(pool) => pool.send(&[&pipeline(commands)]).await,
-        }
+        let replies = self.send(commands, Route::Key(key)).await.into_iter();
+        let only = |mut replies: Vec<Value>| replies.pop().ok_or_else(log::unexpected);
+        replies.map(|reply| reply.and_then(only)).collect()
     }
 
     /// Counts the members of the namespace. The first poll sends the command.
@@ -264,26 +251,40 @@ impl Transport {
         .ok_or_else(|| unexpected("ZREVRANGE"))
     }
 
-    /// Sends commands, all of them before the first reply is awaited, and returns the replies.
+    /// Sends commands and returns their replies, one or, if each server is asked, several
+    /// of each.
     async fn ask(
         &self,
         commands: &[Vec<String>],
         route: Route<'_>,
     ) -> Result<Vec<Value>, PublishError> {
+        let replies = self.send(commands, route).await.into_iter();
+        let replies: Vec<_> = replies.collect::<Result<_, _>>()?;
+        Ok(replies.concat())
+    }
+
+    /// Sends commands, all of them before the first reply is awaited, and returns the replies.
+    async fn send<W: AsRef<[u8]> + ToRedisArgs>(
+        &self,
+        commands: &[Vec<W>],
+        route: Route<'_>,
+    ) -> Vec<Result<Vec<Value>, PublishError>> {
         match self {
             Self::Own(publisher) => {
                 let sent = commands.iter();
                 let sent: Vec<_> = sent.map(|one| publisher.command(one, route)).collect();
                 let mut replies = Vec::with_capacity(commands.len());
                 for reply in sent {
-                    replies.extend(reply.await?);
+                    replies.push(reply.await);
                 }
-                Ok(replies)
+                replies
             }
             #[cfg(feature = "pool")]
             Self::Pool(pool) => {
-                let replies = pool.send(&[&pipeline(commands)]).await;
-                replies.into_iter().collect()
+                let replies = pool.send(&[&pipeline(commands)]).await.into_iter();
+                replies
+                    .map(|reply| reply.map(|reply| vec![reply]))
+                    .collect()
             }
         }
     }
@@ -348,7 +349,7 @@ async fn publish_over(pool: &PoolPublisher, unsent: &Unsent) -> Vec<Result<usize
 }
 
 /// A command of these words.
-pub(super) fn words<W: redis::ToRedisArgs>(words: &[W]) -> redis::Cmd {
+pub(super) fn words<W: ToRedisArgs>(words: &[W]) -> redis::Cmd {
     words.iter().fold(redis::Cmd::new(), |mut command, word| {
         command.arg(word);
         command
@@ -356,7 +357,7 @@ pub(super) fn words<W: redis::ToRedisArgs>(words: &[W]) -> redis::Cmd {
 }
 
 #[cfg(feature = "pool")]
-fn pipeline<W: redis::ToRedisArgs>(commands: &[Vec<W>]) -> Pipeline {
+fn pipeline<W: ToRedisArgs>(commands: &[Vec<W>]) -> Pipeline {
     let mut pipeline = Pipeline::with_capacity(commands.len());
     for command in commands {
         pipeline.add_command(words(command));
