@@ -36,17 +36,6 @@ fn ids_grow_over_all_rooms_and_times_are_those_of_the_clock() {
 }
 
 #[test]
-fn a_room_keeps_as_many_entries_as_allowed() {
-    let mut log = entries(|limits| limits.messages = 2);
-    for text in ["1", "2", "3"] {
-        append(&mut log, "a", text, START);
-    }
-    append(&mut log, "b", "other", START);
-    assert_eq!(texts(&log, "a", Page::After(0), START), ["2", "3"]);
-    assert_eq!(texts(&log, "b", Page::After(0), START), ["other"]);
-}
-
-#[test]
 fn a_room_keeps_as_many_bytes_as_allowed_and_always_the_newest_entry() {
     let mut log = entries(|limits| limits.bytes = 2 * (OVERHEAD + 110));
     for text in ["a", "b", "c"] {
@@ -81,25 +70,4 @@ fn the_rooms_that_were_silent_for_the_longest_time_are_forgotten() {
     let kept = |room| texts(&log, room, Page::Latest, START).len();
     assert_eq!(["a", "b", "c", "d"].map(kept), [2, 0, 0, 1]);
     assert_eq!(log.by_latest.len(), log.rooms.len());
-}
-
-#[test]
-fn pages_are_cut_out_of_a_room_by_id() {
-    let mut log = entries(|_| ());
-    let ids = ["1", "2", "3", "4"].map(|text| append(&mut log, "a", text, START).id);
-    append(&mut log, "b", "other", START);
-    let read = |page, limit| {
-        let read = log.read("a", page, limit, START).into_iter();
-        read.map(|entry| entry.id).collect::<Vec<_>>()
-    };
-    assert_eq!(read(Page::After(0), 2), ids[..2]);
-    assert_eq!(read(Page::After(ids[1]), 9), ids[2..]);
-    assert_eq!(read(Page::After(ids[3]), 9), [0; 0]);
-    assert_eq!(read(Page::Before(ids[3]), 2), ids[1..3]);
-    assert_eq!(read(Page::Before(u64::MAX), 9), ids);
-    assert_eq!(read(Page::Latest, 1), ids[3..]);
-    assert_eq!(read(Page::Only(ids[2]), 1), ids[2..3]);
-    assert_eq!(read(Page::Only(ids[3] + 1), 1), [0; 0]);
-    // The id is from a log that was lost, so all that is kept came after it.
-    assert_eq!(read(Page::After(u64::MAX), 9), ids);
 }
