@@ -30,6 +30,9 @@ pub mod event;
 pub mod id;
 pub mod message;
 pub mod msgpack;
+#[cfg(test)]
+#[path = "../tests/support/notation.rs"]
+mod notation;
 pub mod pakyow;
 pub mod proxy;
 pub mod question;

@@ -2,7 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "support/notation.rs"]
+mod notation;
+
 use bytes::Bytes;
+use notation::{canonical, hex, unhex};
 use proptest::prelude::*;
 use roomcast_protocol::args::{Args, ArgsError, Value as Tree};
 use roomcast_protocol::msgpack::{
@@ -20,15 +24,6 @@ fn vectors(part: &str) -> Vec<Value> {
     file[part].as_array().unwrap().clone()
 }
 
-fn unhex(text: &str) -> Vec<u8> {
-    let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
-    (0..text.len()).step_by(2).map(byte).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn encode(json: &str, attachments: &[Bytes]) -> Result<Vec<u8>, MsgpackError> {
     let mut out = Vec::new();
     json_to_msgpack(&mut out, None, json, attachments, LIMITS.depth).map(|()| out)
@@ -39,35 +34,6 @@ fn decode(bytes: &[u8]) -> Result<(String, Vec<Bytes>), MsgpackError> {
     let value = msgpack_to_json(&mut reader, LIMITS)?;
     reader.finish()?;
     Ok(value)
-}
-
-/// The canonical form of a value in the notation of the vectors, as JavaScript would make JSON of
-/// it; binary goes to the attachments.
-fn canonical(value: &Value, attachments: &mut Vec<Bytes>) -> Value {
-    if let Some(bytes) = value.get("$bin") {
-        attachments.push(unhex(bytes.as_str().unwrap()).into());
-        return json!({"_placeholder": true, "num": attachments.len() - 1});
-    }
-    if let Some(date) = value.get("$date") {
-        return date.clone();
-    }
-    match value {
-        Value::Object(map) if map.contains_key("$undefined") => Value::Null,
-        Value::Object(map) if map.contains_key("$number") => match &map["$number"] {
-            Value::String(number) if number == "-0" => json!(0),
-            _ => Value::Null,
-        },
-        Value::Object(map) => map
-            .iter()
-            .filter(|(_, member)| member.get("$undefined").is_none())
-            .map(|(key, member)| (key.clone(), canonical(member, attachments)))
-            .collect(),
-        Value::Array(list) => list
-            .iter()
-            .map(|element| canonical(element, attachments))
-            .collect(),
-        plain => plain.clone(),
-    }
 }
 
 #[test]

@@ -185,7 +185,7 @@ pub(super) mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::engine_io::payload;
+    use crate::{engine_io::payload, notation::hex};
 
     #[test]
     fn captured_packets_decode_as_nodes_decoder_reads_them() {
@@ -334,11 +334,7 @@ pub(super) mod tests {
             Ok(Packet::Pong(data)) => ("pong", text(data)),
             Ok(Packet::Message(Message::Text(data))) => ("message", text(data)),
             Ok(Packet::Message(Message::Binary(data))) => {
-                let hex = data
-                    .iter()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect::<String>();
-                ("message", Some(format!("bytes {hex}")))
+                ("message", Some(format!("bytes {}", hex(data))))
             }
             Ok(Packet::Upgrade) => ("upgrade", None),
             Ok(Packet::Noop) => ("noop", None),

@@ -252,7 +252,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine_io::packet::{Message, tests::written};
+    use crate::{
+        engine_io::packet::{Message, tests::written},
+        notation::unhex,
+    };
 
     /// The response of a server to a client that had sent one text and one binary packet.
     const CAPTURED_BINARY: &str = "000402ff3435312d5b226563686f222c7b225f706c616365686f6c646572223a\
@@ -273,25 +276,16 @@ mod tests {
 
     #[test]
     fn captured_binary_bodies_read_and_write() {
-        let body: Vec<u8> = (0..CAPTURED_BINARY.len())
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&CAPTURED_BINARY[at..at + 2], 16).unwrap())
-            .collect();
-        check(
-            Form::Binary,
-            &body,
-            &[text(HEADER), binary(&[1, 2, 3, 255])],
-        );
+        let body = unhex(CAPTURED_BINARY);
+        let packets = [text(HEADER), binary(&[1, 2, 3, 255])];
+        check(Form::Binary, &body, &packets);
     }
 
     #[test]
     fn captured_base64_bodies_read_and_write() {
         let body = format!("42:4{HEADER}10:b4AQID/w==");
-        check(
-            Form::Text,
-            body.as_bytes(),
-            &[text(HEADER), binary(&[1, 2, 3, 255])],
-        );
+        let packets = [text(HEADER), binary(&[1, 2, 3, 255])];
+        check(Form::Text, body.as_bytes(), &packets);
     }
 
     #[test]
@@ -315,72 +309,46 @@ mod tests {
             assert_eq!(last, Some(Err(PacketError::Length)), "{body}");
         }
         // The end falls between the halves of a surrogate pair.
-        assert_eq!(
-            only_error(Form::Text, "2:4\u{1f600}".as_bytes()),
-            PacketError::Length
-        );
-        assert_eq!(only_error(Form::Text, b"2:4"), PacketError::Length);
-        assert_eq!(only_error(Form::Text, b"3:4\xe9"), PacketError::Length);
-        assert_eq!(
-            only_error(Form::Binary, b"\x00\x02\xff4"),
-            PacketError::Length
-        );
+        for body in [&b"2:4\xf0\x9f\x98\x80"[..], b"2:4", b"3:4\xe9"] {
+            assert_eq!(error_in_text(body), PacketError::Length, "{body:?}");
+        }
+        assert_eq!(error_in_binary(b"\x00\x02\xff4"), PacketError::Length);
     }
 
     #[test]
     fn a_length_that_is_not_a_number_is_refused() {
         for body in [&b":4"[..], b"x:4", b"-1:4", b"1e1:4", b"12345678901:4"] {
-            assert_eq!(
-                only_error(Form::Text, body),
-                PacketError::Length,
-                "{body:?}"
-            );
+            assert_eq!(error_in_text(body), PacketError::Length, "{body:?}");
         }
-        assert_eq!(only_error(Form::Text, b"12"), PacketError::Separator);
-        assert_eq!(
-            only_error(Form::Binary, b"\x00\x0a\xff4"),
-            PacketError::Length
-        );
-        assert_eq!(only_error(Form::Binary, b"\x00\xff4"), PacketError::Length);
-        assert_eq!(
-            only_error(Form::Binary, b"\x01\x01"),
-            PacketError::Separator
-        );
-        assert_eq!(only_error(Form::Binary, b"\x01"), PacketError::Separator);
+        for body in [&b"\x00\x0a\xff4"[..], b"\x00\xff4"] {
+            assert_eq!(error_in_binary(body), PacketError::Length, "{body:?}");
+        }
+        assert_eq!(error_in_text(b"12"), PacketError::Separator);
+        for body in [&b"\x01\x01"[..], b"\x01"] {
+            assert_eq!(error_in_binary(body), PacketError::Separator, "{body:?}");
+        }
     }
 
     #[test]
     fn empty_bodies_and_empty_packets_are_refused() {
-        assert_eq!(only_error(Form::Text, b""), PacketError::Empty);
-        assert_eq!(only_error(Form::Text, b"0:"), PacketError::Empty);
-        assert_eq!(only_error(Form::Binary, b""), PacketError::Empty);
-        assert_eq!(
-            only_error(Form::Binary, b"\x00\x00\xff"),
-            PacketError::Empty
-        );
-        assert_eq!(
-            only_error(Form::Binary, b"\x01\x00\xff"),
-            PacketError::Empty
-        );
+        for body in [&b""[..], b"0:"] {
+            assert_eq!(error_in_text(body), PacketError::Empty, "{body:?}");
+        }
+        for body in [&b""[..], b"\x00\x00\xff", b"\x01\x00\xff"] {
+            assert_eq!(error_in_binary(body), PacketError::Empty, "{body:?}");
+        }
     }
 
     #[test]
     fn bad_text_and_unknown_kinds_are_refused() {
-        assert_eq!(only_error(Form::Text, b"2:4\xff"), PacketError::Length);
-        assert_eq!(
-            only_error(Form::Text, b"2:4\xff\xff\xff\xff"),
-            PacketError::Length
-        );
-        assert_eq!(only_error(Form::Text, b"2:4\x80"), PacketError::Utf8);
-        assert_eq!(only_error(Form::Text, b"2:4\xc3x"), PacketError::Utf8);
-        assert_eq!(
-            only_error(Form::Binary, b"\x00\x02\xff4\xff"),
-            PacketError::Utf8
-        );
-        assert_eq!(
-            only_error(Form::Binary, b"\x02\x01\xff2"),
-            PacketError::UnknownType
-        );
+        for body in [&b"2:4\xff"[..], b"2:4\xff\xff\xff\xff"] {
+            assert_eq!(error_in_text(body), PacketError::Length, "{body:?}");
+        }
+        for body in [&b"2:4\x80"[..], b"2:4\xc3x"] {
+            assert_eq!(error_in_text(body), PacketError::Utf8, "{body:?}");
+        }
+        assert_eq!(error_in_binary(b"\x00\x02\xff4\xff"), PacketError::Utf8);
+        assert_eq!(error_in_binary(b"\x02\x01\xff2"), PacketError::UnknownType);
     }
 
     #[test]
@@ -458,6 +426,14 @@ mod tests {
             Packet::Message(Message::Binary(bytes)) => body.binary_message(bytes),
             _ => body.encoded(&written(packet)),
         }
+    }
+
+    fn error_in_text(body: &[u8]) -> PacketError {
+        only_error(Form::Text, body)
+    }
+
+    fn error_in_binary(body: &[u8]) -> PacketError {
+        only_error(Form::Binary, body)
     }
 
     fn only_error(form: Form, body: &[u8]) -> PacketError {

@@ -32,7 +32,7 @@ fn the_masked_hello_of_the_standard_is_read() {
 
 #[test]
 fn a_frame_without_a_mask_is_refused() {
-    assert_eq!(read(b"\x81\x05Hello"), (vec![], Some(Refusal::Unmasked)));
+    assert_eq!(read(b"\x81\x05Hello"), only(Refusal::Unmasked));
 }
 
 #[test]
@@ -53,8 +53,8 @@ fn every_length_and_offset_is_unmasked_alike() {
 fn reserved_bits_are_refused() {
     for bit in [0x40, 0x20, 0x10] {
         let bytes = frame(FIN | bit | 1, b"");
-        assert_eq!(read(&bytes), (vec![], Some(Refusal::ReservedBits)));
-        assert_eq!(read(&bytes[..1]), (vec![], Some(Refusal::ReservedBits)));
+        assert_eq!(read(&bytes), only(Refusal::ReservedBits));
+        assert_eq!(read(&bytes[..1]), only(Refusal::ReservedBits));
     }
 }
 
@@ -63,7 +63,7 @@ fn reserved_opcodes_are_refused() {
     for opcode in (0x3..=0x7).chain(0xb..=0xf) {
         assert_eq!(
             read(&frame(FIN | opcode, b"")),
-            (vec![], Some(Refusal::ReservedOpcode))
+            only(Refusal::ReservedOpcode)
         );
     }
 }
@@ -89,14 +89,14 @@ fn lengths_that_are_not_minimal_are_refused() {
     ] {
         let mut bytes = vec![FIN | 2, 0x80 | head[0]];
         bytes.extend_from_slice(&head[1..]);
-        assert_eq!(read(&bytes), (vec![], Some(Refusal::Length)));
+        assert_eq!(read(&bytes), only(Refusal::Length));
     }
 }
 
 #[test]
 fn a_length_of_64_bits_is_refused() {
     let bytes = [FIN | 2, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0];
-    assert_eq!(read(&bytes), (vec![], Some(Refusal::Length)));
+    assert_eq!(read(&bytes), only(Refusal::Length));
 }
 
 // Limits.
@@ -250,7 +250,7 @@ fn a_continuation_needs_a_message() {
 fn a_message_inside_a_fragmented_one_is_refused() {
     for opcode in [1, 2, FIN | 1, FIN | 2] {
         let bytes = [frame(1, b""), frame(opcode, b"b")].concat();
-        assert_eq!(read(&bytes), (vec![], Some(Refusal::UnfinishedMessage)));
+        assert_eq!(read(&bytes), only(Refusal::UnfinishedMessage));
     }
 }
 
@@ -259,10 +259,7 @@ fn a_message_inside_a_fragmented_one_is_refused() {
 #[test]
 fn fragmented_control_frames_are_refused() {
     for opcode in [8, 9, 10] {
-        assert_eq!(
-            read(&frame(opcode, b"")),
-            (vec![], Some(Refusal::FragmentedControl))
-        );
+        assert_eq!(read(&frame(opcode, b"")), only(Refusal::FragmentedControl));
     }
 }
 
@@ -270,8 +267,8 @@ fn fragmented_control_frames_are_refused() {
 fn control_frames_above_125_bytes_are_refused() {
     for opcode in [8, 9, 10] {
         let bytes = frame(FIN | opcode, &[0; 126]);
-        assert_eq!(read(&bytes), (vec![], Some(Refusal::LongControl)));
-        assert_eq!(read(&bytes[..2]), (vec![], Some(Refusal::LongControl)));
+        assert_eq!(read(&bytes), only(Refusal::LongControl));
+        assert_eq!(read(&bytes[..2]), only(Refusal::LongControl));
     }
     let payload = Cow::Borrowed(&[0; 125][..]);
     assert_eq!(
@@ -297,20 +294,11 @@ fn a_close_frame_may_have_a_code_and_a_reason() {
 #[test]
 fn damaged_close_frames_are_refused() {
     for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65_535] {
-        let refusal = Some(Refusal::CloseCode);
-        assert_eq!(
-            read(&frame(FIN | 8, &u16::to_be_bytes(code))),
-            (vec![], refusal)
-        );
+        let bytes = frame(FIN | 8, &u16::to_be_bytes(code));
+        assert_eq!(read(&bytes), only(Refusal::CloseCode));
     }
-    assert_eq!(
-        read(&frame(FIN | 8, &[3])),
-        (vec![], Some(Refusal::CloseCode))
-    );
-    assert_eq!(
-        read(&frame(FIN | 8, b"\x03\xe8\xff")),
-        (vec![], Some(Refusal::Utf8))
-    );
+    assert_eq!(read(&frame(FIN | 8, &[3])), only(Refusal::CloseCode));
+    assert_eq!(read(&frame(FIN | 8, b"\x03\xe8\xff")), only(Refusal::Utf8));
 }
 
 #[test]
@@ -352,10 +340,7 @@ fn text_that_is_not_utf8_is_refused() {
     ] {
         let bytes = frame(FIN | 1, bad);
         for cut in 0..bytes.len() {
-            assert_eq!(
-                read_pieces(&bytes, &[cut], &SMALL),
-                (vec![], Some(Refusal::Utf8))
-            );
+            assert_eq!(read_pieces(&bytes, &[cut], &SMALL), only(Refusal::Utf8));
         }
     }
     assert_eq!(Refusal::Utf8.close_code(), 1007);
@@ -363,9 +348,9 @@ fn text_that_is_not_utf8_is_refused() {
 
 #[test]
 fn bad_text_is_refused_before_its_message_ends() {
-    assert_eq!(read(&frame(1, b"a\xffb")), (vec![], Some(Refusal::Utf8)));
+    assert_eq!(read(&frame(1, b"a\xffb")), only(Refusal::Utf8));
     let bytes = frame(FIN | 1, b"a\xffbcdef");
-    assert_eq!(read(&bytes[..8]), (vec![], Some(Refusal::Utf8)));
+    assert_eq!(read(&bytes[..8]), only(Refusal::Utf8));
 }
 
 // Writing.
@@ -404,44 +389,27 @@ fn the_key_of_the_standard_is_answered() {
         upgrade.accept().as_deref(),
         Ok("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
     );
-    for (damaged, error) in [
+    let key = upgrade.key;
+    for (connection, upgrade, version, key, error) in [
         (
-            Upgrade {
-                connection: "keep-alive",
-                ..upgrade
-            },
+            "keep-alive",
+            "websocket",
+            "13",
+            key,
             UpgradeError::NotWebSocket,
         ),
-        (
-            Upgrade {
-                upgrade: "h2c",
-                ..upgrade
-            },
-            UpgradeError::NotWebSocket,
-        ),
-        (
-            Upgrade {
-                version: "8",
-                ..upgrade
-            },
-            UpgradeError::Version,
-        ),
-        (
-            Upgrade {
-                version: "",
-                ..upgrade
-            },
-            UpgradeError::Version,
-        ),
-        (Upgrade { key: "", ..upgrade }, UpgradeError::Key),
-        (
-            Upgrade {
-                key: "c2hvcnQ=",
-                ..upgrade
-            },
-            UpgradeError::Key,
-        ),
+        ("upgrade", "h2c", "13", key, UpgradeError::NotWebSocket),
+        ("upgrade", "websocket", "8", key, UpgradeError::Version),
+        ("upgrade", "websocket", "", key, UpgradeError::Version),
+        ("upgrade", "websocket", "13", "", UpgradeError::Key),
+        ("upgrade", "websocket", "13", "c2hvcnQ=", UpgradeError::Key),
     ] {
+        let damaged = Upgrade {
+            connection,
+            upgrade,
+            version,
+            key,
+        };
         assert_eq!(damaged.accept(), Err(error));
     }
 }
@@ -684,6 +652,10 @@ fn said(text: &str) -> Event<'_> {
 }
 
 type Outcome = (Vec<Event<'static>>, Option<Refusal>);
+
+fn only(refusal: Refusal) -> Outcome {
+    (Vec::new(), Some(refusal))
+}
 
 fn read(bytes: &[u8]) -> Outcome {
     read_with(&mut Reader::default(), bytes, &LARGE)

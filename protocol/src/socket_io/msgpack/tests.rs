@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use serde_json::json;
 
-use super::*;
+use super::{DecodeError as E, *};
 use crate::msgpack::json_to_msgpack;
+use crate::notation::{hex, unhex};
 use crate::socket_io::connect::{Dialect, connect_error, connect_reply, unknown_namespace};
 
 const LIMITS: Limits = Limits {
@@ -15,29 +15,20 @@ const LIMITS: Limits = Limits {
     namespace_bytes: 2048,
 };
 
-fn unhex(text: &str) -> Vec<u8> {
-    let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
-    (0..text.len()).step_by(2).map(byte).collect()
-}
-
-fn hex(write: impl FnOnce(&mut Vec<u8>)) -> String {
+fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
     let mut out = Vec::new();
     write(&mut out);
-    out.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&out)
 }
 
-fn decoded(hex: &str) -> Result<Packet<'static>, DecodeError> {
+fn decoded(hex: &str) -> Result<Packet<'static>, E> {
     decode(&unhex(hex), &LIMITS)
 }
 
-fn packet(value: &serde_json::Value) -> Vec<u8> {
+fn packet(json: &str) -> Vec<u8> {
     let mut out = Vec::new();
-    json_to_msgpack(&mut out, None, &value.to_string(), &[], MAX_DEPTH).unwrap();
+    json_to_msgpack(&mut out, None, json, &[], MAX_DEPTH).unwrap();
     out
-}
-
-fn refused(value: &serde_json::Value) -> DecodeError {
-    decode(&packet(value), &LIMITS).unwrap_err()
 }
 
 #[test]
@@ -65,7 +56,7 @@ fn packets_of_a_captured_client_are_read() {
 #[test]
 fn packets_are_written_as_a_captured_server_does() {
     assert_eq!(
-        hex(|out| connect_reply(out, Dialect::Msgpack, "/", "D_UNgXG5NSvpNEnKAAA1", None)),
+        written(|out| connect_reply(out, Dialect::Msgpack, "/", "D_UNgXG5NSvpNEnKAAA1", None)),
         concat!(
             "83a47479706500a46461746182a3736964b4445f554e675847354e5376704e456e4b41414131",
             "a3706964d40000a36e7370a12f"
@@ -73,15 +64,15 @@ fn packets_are_written_as_a_captured_server_does() {
     );
     let args = Args::encode(&(1, Bytes::from_static(b"\x01\x02"))).unwrap();
     assert_eq!(
-        hex(|out| event(out, "/", None, "echo", &args).unwrap()),
+        written(|out| event(out, "/", None, "echo", &args).unwrap()),
         "83a47479706502a46461746193a46563686f01c4020102a36e7370a12f"
     );
     assert_eq!(
-        hex(|out| ack(out, "/", 3, &Args::encode("a").unwrap()).unwrap()),
+        written(|out| ack(out, "/", 3, &Args::encode("a").unwrap()).unwrap()),
         "84a2696403a47479706503a46461746191a161a36e7370a12f"
     );
     assert_eq!(
-        hex(|out| unknown_namespace(out, Dialect::Msgpack, "/unknown")),
+        written(|out| unknown_namespace(out, Dialect::Msgpack, "/unknown")),
         concat!(
             "83a47479706504a36e7370a82f756e6b6e6f776ea46461746181a76d657373616765",
             "b1496e76616c6964206e616d657370616365"
@@ -91,7 +82,7 @@ fn packets_are_written_as_a_captured_server_does() {
 
 #[test]
 fn what_is_written_is_read_back() {
-    let reply = unhex(&hex(|out| {
+    let reply = unhex(&written(|out| {
         connect_reply(out, Dialect::Msgpack, "/n", "abc", None)
     }));
     let reply = decode(&reply, &LIMITS).unwrap();
@@ -104,7 +95,7 @@ fn what_is_written_is_read_back() {
     let error = decode(&error, &LIMITS).unwrap();
     assert_eq!(error.kind, PacketKind::ConnectError);
     assert_eq!(error.data, r#"{"message":"no","data":[1]}"#);
-    let leave = unhex(&hex(|out| disconnect(out, "/n")));
+    let leave = unhex(&written(|out| disconnect(out, "/n")));
     assert_eq!(
         decode(&leave, &LIMITS).unwrap().kind,
         PacketKind::Disconnect
@@ -114,111 +105,50 @@ fn what_is_written_is_read_back() {
 #[test]
 fn each_error_is_told() {
     let long = "x".repeat(3000);
-    let mut deep = json!([]);
-    for _ in 0..100 {
-        deep = json!([deep]);
-    }
-    for (value, error) in [
-        (json!({"nsp": "/", "data": ["a"]}), DecodeError::UnknownType),
+    let deep = "[".repeat(101) + &"]".repeat(101);
+    let deep = format!(r#"{{"type":2,"nsp":"/","data":["a",{deep}]}}"#);
+    let long_name = format!(r#"{{"type":2,"nsp":"/","data":["{long}"]}}"#);
+    let long_nsp = format!(r#"{{"type":0,"nsp":"{long}"}}"#);
+    for (json, error) in [
+        (r#"{"nsp":"/","data":["a"]}"#, E::UnknownType),
+        (r#"{"type":5,"nsp":"/","data":["a"]}"#, E::UnknownType),
+        (r#"{"type":"2","nsp":"/","data":["a"]}"#, E::UnknownType),
+        (r#"{"type":2,"data":["a"]}"#, E::Payload),
+        (r#"{"type":2,"nsp":1,"data":["a"]}"#, E::Payload),
+        (r#"{"type":2,"nsp":"/"}"#, E::Payload),
+        (r#"{"type":2,"nsp":"/","data":[]}"#, E::Payload),
+        (r#"{"type":2,"nsp":"/","data":{}}"#, E::Payload),
+        (r#"{"type":2,"nsp":"/","data":[null]}"#, E::Payload),
         (
-            json!({"type": 5, "nsp": "/", "data": ["a"]}),
-            DecodeError::UnknownType,
+            r#"{"type":2,"nsp":"/","data":["connect"]}"#,
+            E::ReservedEvent,
         ),
-        (
-            json!({"type": "2", "nsp": "/", "data": ["a"]}),
-            DecodeError::UnknownType,
-        ),
-        (json!({"type": 2, "data": ["a"]}), DecodeError::Payload),
-        (
-            json!({"type": 2, "nsp": 1, "data": ["a"]}),
-            DecodeError::Payload,
-        ),
-        (json!({"type": 2, "nsp": "/"}), DecodeError::Payload),
-        (
-            json!({"type": 2, "nsp": "/", "data": []}),
-            DecodeError::Payload,
-        ),
-        (
-            json!({"type": 2, "nsp": "/", "data": {}}),
-            DecodeError::Payload,
-        ),
-        (
-            json!({"type": 2, "nsp": "/", "data": [null]}),
-            DecodeError::Payload,
-        ),
-        (
-            json!({"type": 2, "nsp": "/", "data": ["connect"]}),
-            DecodeError::ReservedEvent,
-        ),
-        (
-            json!({"type": 2, "nsp": "/", "data": [long]}),
-            DecodeError::EventNameTooLong {
-                limit: LIMITS.event_name_bytes,
-            },
-        ),
-        (
-            json!({"type": 0, "nsp": long}),
-            DecodeError::NamespaceTooLong {
-                limit: LIMITS.namespace_bytes,
-            },
-        ),
-        (
-            json!({"type": 2, "nsp": "/", "data": ["a", deep]}),
-            DecodeError::TooDeep { limit: 100 },
-        ),
-        (
-            json!({"type": 2, "nsp": "/", "data": ["a"], "id": -1}),
-            DecodeError::AckId,
-        ),
-        (
-            json!({"type": 2, "nsp": "/", "data": ["a"], "id": null}),
-            DecodeError::AckId,
-        ),
-        (
-            json!({"type": 2, "nsp": "/", "data": ["a"], "id": "1"}),
-            DecodeError::AckId,
-        ),
-        (
-            json!({"type": 0, "nsp": "/", "data": []}),
-            DecodeError::Payload,
-        ),
-        (
-            json!({"type": 0, "nsp": "/", "data": null}),
-            DecodeError::Payload,
-        ),
-        (
-            json!({"type": 0, "nsp": "/", "data": "x"}),
-            DecodeError::Payload,
-        ),
-        (
-            json!({"type": 1, "nsp": "/", "data": {}}),
-            DecodeError::Payload,
-        ),
-        (
-            json!({"type": 3, "nsp": "/", "id": 1}),
-            DecodeError::Payload,
-        ),
-        (
-            json!({"type": 3, "nsp": "/", "id": 1, "data": {}}),
-            DecodeError::Payload,
-        ),
-        (
-            json!({"type": 4, "nsp": "/", "data": 1}),
-            DecodeError::Payload,
-        ),
-        (json!([2]), DecodeError::Payload),
-        (json!("2"), DecodeError::Payload),
+        (r#"{"type":2,"nsp":"/","data":["a"],"id":-1}"#, E::AckId),
+        (r#"{"type":2,"nsp":"/","data":["a"],"id":null}"#, E::AckId),
+        (r#"{"type":2,"nsp":"/","data":["a"],"id":"1"}"#, E::AckId),
+        (r#"{"type":0,"nsp":"/","data":[]}"#, E::Payload),
+        (r#"{"type":0,"nsp":"/","data":null}"#, E::Payload),
+        (r#"{"type":0,"nsp":"/","data":"x"}"#, E::Payload),
+        (r#"{"type":1,"nsp":"/","data":{}}"#, E::Payload),
+        (r#"{"type":3,"nsp":"/","id":1}"#, E::Payload),
+        (r#"{"type":3,"nsp":"/","id":1,"data":{}}"#, E::Payload),
+        (r#"{"type":4,"nsp":"/","data":1}"#, E::Payload),
+        (r#"[2]"#, E::Payload),
+        (r#""2""#, E::Payload),
+        (&deep, E::TooDeep { limit: 100 }),
+        (&long_name, E::EventNameTooLong { limit: 1024 }),
+        (&long_nsp, E::NamespaceTooLong { limit: 2048 }),
     ] {
-        assert_eq!(refused(&value), error, "{value}");
+        assert_eq!(decode(&packet(json), &LIMITS), Err(error), "{json}");
     }
-    assert_eq!(decoded(""), Err(DecodeError::Syntax));
-    let mut trailing = packet(&json!({"type": 1, "nsp": "/"}));
+    assert_eq!(decoded(""), Err(E::Syntax));
+    let mut trailing = packet(r#"{"type":1,"nsp":"/"}"#);
     trailing.push(0xc0);
-    assert_eq!(decode(&trailing, &LIMITS), Err(DecodeError::Syntax));
+    assert_eq!(decode(&trailing, &LIMITS), Err(E::Syntax));
     // Binary in the place of the credentials.
     assert_eq!(
         decoded("83a47479706500a36e7370a12fa464617461c40101"),
-        Err(DecodeError::Payload)
+        Err(E::Payload)
     );
 }
 
@@ -231,12 +161,8 @@ fn attachments_are_limited_and_placeholders_cannot_be_smuggled_in() {
         decode(&out, &LIMITS)
     };
     assert_eq!(event(10).unwrap().attachments.len(), 10);
-    assert_eq!(
-        event(11),
-        Err(DecodeError::TooManyAttachments { limit: 10 })
-    );
-    let smuggled = json!({"type": 2, "nsp": "/", "data": ["a", {"_placeholder": true, "num": 9}]});
-    let mut bytes = packet(&smuggled);
+    assert_eq!(event(11), Err(E::TooManyAttachments { limit: 10 }));
+    let mut bytes = packet(r#"{"type":2,"nsp":"/","data":["a",{"_placeholder":true,"num":9}]}"#);
     assert!(decode(&bytes, &LIMITS).is_ok());
     // A third element after the two of the array, which is the last value of the map.
     let array = bytes
@@ -246,15 +172,13 @@ fn attachments_are_limited_and_placeholders_cannot_be_smuggled_in() {
         + 4;
     bytes[array] = 0x93;
     bytes.extend_from_slice(&[0xc4, 0x01, 0x07]);
-    assert_eq!(decode(&bytes, &LIMITS), Err(DecodeError::Placeholder));
+    assert_eq!(decode(&bytes, &LIMITS), Err(E::Placeholder));
 }
 
 #[test]
 fn keys_in_any_order_unknown_ones_and_other_spellings_are_taken() {
-    let value = json!({
-        "extra": {"deep": [[[]]]}, "data": ["a"], "id": 3.0, "nsp": "/", "type": 2.0, "x": null
-    });
-    let event = decode(&packet(&value), &LIMITS).unwrap();
+    let odd = r#"{"extra":[{}],"data":["a"],"id":3.0,"nsp":"/","type":2.0,"x":null}"#;
+    let event = decode(&packet(odd), &LIMITS).unwrap();
     assert_eq!((event.kind, event.id), (PacketKind::Event, Some(3)));
     // {"type":2,"nsp":"/","data":[5],"id":undefined,"nsp":"/b"}
     let twice = "85a47479706502a36e7370a12fa4646174619105a26964d40000a36e7370a22f62";
