@@ -52,6 +52,9 @@ pub enum Method {
     Delete,
 }
 
+/// In the order of their numbers on the wire.
+const METHODS: [Method; 3] = [Method::Get, Method::Post, Method::Delete];
+
 /// A request, as far as it matters to its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
@@ -99,6 +102,9 @@ pub enum Reset {
     /// The time of the request is not that of the owner.
     Time,
 }
+
+/// In the order of their numbers on the wire.
+const RESETS: [Reset; 3] = [Reset::Cancelled, Reset::Refused, Reset::Time];
 
 /// A frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,13 +172,8 @@ impl Records {
             length,
             body,
         } = request;
-        let method = match method {
-            Method::Get => 0,
-            Method::Post => 1,
-            Method::Delete => 2,
-        };
         self.frame(stream, kind::REQUEST, |out| {
-            out.push(method);
+            out.push(*method as u8);
             out.extend(time.to_be_bytes());
             out.extend(length.to_be_bytes());
             out.extend(u16_of(query.len()).to_be_bytes());
@@ -219,12 +220,7 @@ impl Records {
 
     /// Ends a stream early.
     pub fn reset(&mut self, stream: u32, reset: Reset) {
-        let reason = match reset {
-            Reset::Cancelled => 0,
-            Reset::Refused => 1,
-            Reset::Time => 2,
-        };
-        self.frame(stream, kind::RESET, |out| out.push(reason));
+        self.frame(stream, kind::RESET, |out| out.push(reset as u8));
     }
 
     /// Lets the other side send more of a response's body.
@@ -341,12 +337,10 @@ fn read_frame<'a>(bytes: &mut &'a [u8]) -> Option<(u32, Frame<'a>)> {
         kind::REQUEST => Frame::Request(read_request(payload)?),
         kind::RESPONSE => Frame::Response(read_response(payload)?),
         kind::DATA => Frame::Data(payload),
-        kind::RESET => Frame::Reset(match payload {
-            [0] => Reset::Cancelled,
-            [1] => Reset::Refused,
-            [2] => Reset::Time,
-            _ => return None,
-        }),
+        kind::RESET => {
+            let [reset] = *payload else { return None };
+            Frame::Reset(*RESETS.get(usize::from(reset))?)
+        }
         kind::CREDIT => {
             let bytes = u32::from_be_bytes(array(&mut payload)?);
             payload.is_empty().then_some(Frame::Credit(bytes))?
@@ -360,12 +354,6 @@ fn read_frame<'a>(bytes: &mut &'a [u8]) -> Option<(u32, Frame<'a>)> {
 
 fn read_request(mut payload: &[u8]) -> Option<Request<'_>> {
     let [method] = array(&mut payload)?;
-    let method = match method {
-        0 => Method::Get,
-        1 => Method::Post,
-        2 => Method::Delete,
-        _ => return None,
-    };
     let time = u64::from_be_bytes(array(&mut payload)?);
     let length = u32::from_be_bytes(array(&mut payload)?);
     let query = u16::from_be_bytes(array(&mut payload)?);
@@ -374,7 +362,7 @@ fn read_request(mut payload: &[u8]) -> Option<Request<'_>> {
     let accept_encoding = payload.split_off(..usize::from(accept_encoding))?;
     let content_type = payload.split_off(..usize::from(content_type))?;
     Some(Request {
-        method,
+        method: *METHODS.get(usize::from(method))?,
         time,
         query: str::from_utf8(query).ok()?,
         accept_encoding: str::from_utf8(accept_encoding).ok()?,
@@ -484,21 +472,23 @@ mod tests {
         ]
     }
 
-    const RESETS: [Reset; 3] = [Reset::Cancelled, Reset::Refused, Reset::Time];
+    fn request<'a>(time: u64, texts: &'a [String; 3], body: &'a [u8], more: u32) -> Request<'a> {
+        let [query, accept_encoding, content_type] = texts;
+        Request {
+            method: METHODS[query.len() % 3],
+            time,
+            query,
+            accept_encoding,
+            content_type,
+            length: body.len() as u32 + more,
+            body,
+        }
+    }
 
     fn write(records: &mut Records, stream: u32, sent: &Sent) {
         match sent {
-            Sent::Request(time, [query, accept_encoding, content_type], body, more) => {
-                let request = Request {
-                    method: [Method::Get, Method::Post, Method::Delete][query.len() % 3],
-                    time: *time,
-                    query,
-                    accept_encoding,
-                    content_type,
-                    length: body.len() as u32 + more,
-                    body,
-                };
-                records.request(stream, &request);
+            Sent::Request(time, texts, body, more) => {
+                records.request(stream, &request(*time, texts, body, *more));
             }
             Sent::Response(status, headers, body, more) => {
                 let headers = headers.iter().map(|(name, value)| (&**name, &**value));
@@ -517,18 +507,7 @@ mod tests {
     fn check(frame: Frame<'_>, sent: &Sent) {
         match (frame, sent) {
             (Frame::Request(read), Sent::Request(time, texts, body, more)) => {
-                let [query, accept_encoding, content_type] = texts;
-                let method = [Method::Get, Method::Post, Method::Delete][query.len() % 3];
-                assert_eq!(
-                    (read.method, read.time, read.query),
-                    (method, *time, &**query)
-                );
-                assert_eq!(read.accept_encoding, accept_encoding);
-                assert_eq!(read.content_type, content_type);
-                assert_eq!(
-                    (read.length, read.body),
-                    (body.len() as u32 + more, &**body)
-                );
+                assert_eq!(read, request(*time, texts, body, *more));
             }
             (Frame::Response(read), Sent::Response(status, headers, body, more)) => {
                 assert_eq!((read.status, read.body), (*status, &**body));

@@ -20,13 +20,14 @@ fn json<T: Serialize + ?Sized>(value: &T) -> String {
 
 #[test]
 fn numbers_are_encoded_as_javascript_means_them() {
-    let numbers = (1.0, -0.0, 2.5, 1e300, 0.1_f32, 3.0_f32, u128::MAX, f64::NAN);
-    let encoded = Args::encode(&numbers).unwrap();
-    let expected = "[1,0,2.5,1e+300,0.1,3,3.402823669209385e+38,null]";
-    assert_eq!(encoded.json(), expected);
+    let numbers = (1.0, -0.0, 2.5, 1e300, 0.1_f32, 3.0_f32, u128::MAX);
+    let expected = "[1,0,2.5,1e+300,0.1,3,3.402823669209385e+38]";
+    assert_eq!(json(&numbers), expected);
+    let numbers = (f64::NAN, f64::INFINITY, f32::NEG_INFINITY, 1.5);
+    assert_eq!(json(&numbers), "[null,null,null,1.5]");
     let big = (i128::from(u64::MAX), i128::MIN, u128::from(u64::MAX));
     let expected = "[18446744073709551615,-1.7014118346046923e+38,18446744073709551615]";
-    assert_eq!(Args::encode(&big).unwrap().json(), expected);
+    assert_eq!(json(&big), expected);
 }
 
 #[test]
@@ -88,6 +89,7 @@ fn typed_decoding_goes_as_deep_as_the_limit_and_no_deeper() {
             assert!(deepest.decode::<Value>().is_ok());
             let deeper = Args::from_text(nested(MAX_DEPTH + 1).into(), attachments).unwrap();
             assert!(deeper.decode::<serde_json::Value>().is_err());
+            assert!(deeper.decode::<Value>().is_err());
         }
         let endless = Args::from_text(nested(1_000_000).into(), vec![]).unwrap();
         assert!(endless.decode::<serde_json::Value>().is_err());
@@ -194,14 +196,6 @@ fn a_result_is_its_value_or_an_object_with_the_error() {
 }
 
 #[test]
-fn floats_without_a_json_number_are_null() {
-    assert_eq!(
-        json(&(f64::NAN, f64::INFINITY, f32::NEG_INFINITY, 1.5)),
-        "[null,null,null,1.5]"
-    );
-}
-
-#[test]
 fn a_map_without_text_keys_is_an_error() {
     let map = BTreeMap::from([((1, 2), 3)]);
     assert!(matches!(Args::encode(&map), Err(ArgsError::Encode(_))));
@@ -242,17 +236,15 @@ fn data_that_looks_like_a_placeholder_is_data_unless_there_are_attachments() {
     let alone = Args::encode(&(&lookalike,)).unwrap();
     assert!(alone.attachments().is_empty());
     assert_eq!(alone.decode::<serde_json::Value>().unwrap(), lookalike);
-    let beside = Args::encode(&(&lookalike, Bytes::from_static(b"x")));
-    assert!(matches!(
-        beside,
-        Err(ArgsError::AmbiguousPlaceholder { attachments: 1 })
-    ));
     let valid = serde_json::json!({"_placeholder": true, "num": 0});
-    let beside = Args::encode(&(valid, Bytes::from_static(b"x")));
-    assert!(matches!(
-        beside,
-        Err(ArgsError::AmbiguousPlaceholder { attachments: 1 })
-    ));
+    for lookalike in [lookalike, valid] {
+        let beside = Args::encode(&(lookalike, Bytes::from_static(b"x")));
+        let ambiguous = matches!(
+            beside,
+            Err(ArgsError::AmbiguousPlaceholder { attachments: 1 })
+        );
+        assert!(ambiguous, "{beside:?}");
+    }
 }
 
 #[test]
@@ -320,19 +312,6 @@ fn parts_are_checked_for_utf8_and_brackets() {
     assert!(parts(b"[ \n]").unwrap().is_empty());
     assert!(!parts(b"[0]").unwrap().is_empty());
     assert!(Args::default().is_empty());
-}
-
-#[test]
-fn depth_is_limited_with_and_without_attachments() {
-    let nested = |depth: usize| ("[".repeat(depth) + &"]".repeat(depth)).into();
-    let attachment = vec![Bytes::from_static(b"x")];
-    for attachments in [Vec::new(), attachment] {
-        let deep = Args::from_parts(nested(100_000), attachments.clone()).unwrap();
-        assert!(deep.decode::<Value>().is_err());
-        assert!(deep.decode::<serde_json::Value>().is_err());
-        let fits = Args::from_parts(nested(100), attachments).unwrap();
-        fits.decode::<Value>().unwrap();
-    }
 }
 
 #[test]
