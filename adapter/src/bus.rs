@@ -13,15 +13,15 @@ use std::{
 use roomcast_protocol::{
     args::Args,
     id::{NodeId, SocketId},
-    message::{Message, Position},
+    message::{Broadcast, Message, Position},
     question::{Answer, Answered, Question},
     receipt::Receipt,
-    target::Target,
 };
 
 mod log;
 mod sessions;
 
+pub(crate) use log::to_room;
 pub use log::{
     HistoryEntry, HistoryLimits, JournalEntry, JournalLimits, JournalPage, Log, LogLimits, Page,
 };
@@ -135,9 +135,7 @@ pub trait BusHandle: Send + Sync + 'static {
     /// has no keys.
     fn publish_once(
         &self,
-        _target: Target,
-        _event: &str,
-        _args: Args,
+        _broadcast: Broadcast,
         _once: Once,
     ) -> BusFuture<Result<Published, BusError>> {
         let reason = "the bus has no idempotency keys".into();

@@ -11,12 +11,10 @@ use std::{
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use roomcast_protocol::{
-    args::Args,
     id::NodeId,
-    message::Message,
+    message::{Broadcast, Message},
     question::{Answered, Question},
     receipt::Receipt,
-    target::Target,
 };
 use tokio::sync::RwLock;
 
@@ -144,16 +142,10 @@ impl BusHandle for Handle {
 
     fn publish_once(
         &self,
-        target: Target,
-        event: &str,
-        args: Args,
+        broadcast: Broadcast,
         once: Once,
     ) -> BusFuture<Result<Published, BusError>> {
-        let message = Message::Broadcast {
-            target,
-            event: event.into(),
-            args,
-        };
+        let message = Message::Broadcast(broadcast);
         let (keys, namespace) = (self.bus.keys.clone(), self.namespace.clone());
         let own = self.member.listener.upgrade();
         let others = self.others().into_iter().map(|(_, listener)| listener);

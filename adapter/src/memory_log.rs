@@ -31,14 +31,13 @@ use std::{
 use parking_lot::Mutex;
 use roomcast_protocol::{
     args::Args,
-    message::{Message, Position},
-    target::Target,
+    message::{Broadcast, Message, Position},
 };
 
 use crate::{
     bus::{
         BusError, BusFuture, HistoryEntry, HistoryLimits, JournalEntry, JournalLimits, JournalPage,
-        Listener, Log, LogLimits, Once, Page, Published,
+        Listener, Log, LogLimits, Once, Page, Published, to_room,
     },
     memory_keys::MemoryKeys,
 };
@@ -121,27 +120,19 @@ impl MemoryLog {
 
     /// Stores a broadcast in the journal, if there is one, and in the log of the room, if
     /// it is named, and passes it to all listeners.
-    async fn store(
-        &self,
-        target: Target,
-        event: Box<str>,
-        args: Args,
-        room: Option<&str>,
-    ) -> Position {
+    async fn store(&self, broadcast: Broadcast, room: Option<&str>) -> Position {
         let turn = self.turn.lock().await;
         let position = {
             let mut entries = self.entries.lock();
             let now = now();
             let position = entries.next(now);
             if let Some(room) = room {
-                entries.append(position, room, &event, &args, now);
+                entries.append(position, room, &broadcast.event, &broadcast.args, now);
             }
             if let Some(journal) = &mut entries.journal {
                 let entry = JournalEntry {
                     position,
-                    target: target.clone(),
-                    event: event.clone(),
-                    args: args.clone(),
+                    broadcast: broadcast.clone(),
                 };
                 journal.list.push(position, entry.bytes(), entry);
                 let limits = &journal.limits;
@@ -150,11 +141,7 @@ impl MemoryLog {
             }
             position
         };
-        let message = Message::Broadcast {
-            target,
-            event,
-            args,
-        };
+        let message = Message::Broadcast(broadcast);
         // Upgraded first, so that none is called under the lock.
         let listeners: Vec<_> = {
             let listeners = self.listeners.lock();
@@ -179,11 +166,8 @@ impl Log for Handle {
         args: Args,
     ) -> BusFuture<Result<Position, BusError>> {
         let log = Arc::clone(&self.0);
-        let mut target = Target::default();
-        target.add_rooms(room);
-        let event: Box<str> = event.into();
-        let room = Box::<str>::from(room);
-        Box::pin(async move { Ok(log.store(target, event, args, Some(&room)).await) })
+        let (broadcast, room) = (to_room(room, event, args), Box::<str>::from(room));
+        Box::pin(async move { Ok(log.store(broadcast, Some(&room)).await) })
     }
 
     fn read(
@@ -196,16 +180,10 @@ impl Log for Handle {
         Box::pin(std::future::ready(Ok(read)))
     }
 
-    fn broadcast(
-        &self,
-        target: Target,
-        event: &str,
-        args: Args,
-    ) -> BusFuture<Result<Published, BusError>> {
+    fn broadcast(&self, broadcast: Broadcast) -> BusFuture<Result<Published, BusError>> {
         let log = Arc::clone(&self.0);
-        let event = event.into();
         Box::pin(async move {
-            let position = log.store(target, event, args, None).await;
+            let position = log.store(broadcast, None).await;
             let listeners = log.listeners.lock();
             let nodes = listeners.iter().filter(|l| l.strong_count() > 0).count();
             Ok(Published {
@@ -219,12 +197,10 @@ impl Log for Handle {
 
     fn broadcast_once(
         &self,
-        target: Target,
-        event: &str,
-        args: Args,
+        broadcast: Broadcast,
         once: Once,
     ) -> BusFuture<Result<Published, BusError>> {
-        let (keys, publishing) = (self.0.keys.clone(), self.broadcast(target, event, args));
+        let (keys, publishing) = (self.0.keys.clone(), self.broadcast(broadcast));
         Box::pin(async move { keys.once("", &once, publishing).await })
     }
 

@@ -58,13 +58,11 @@ use std::{
 use parking_lot::Mutex;
 use roomcast_emitter::redis::PublishError;
 use roomcast_protocol::{
-    args::Args,
     channel::{Dialect, EMITTER_UID},
     id::{NodeId, SocketId},
-    message::Message,
+    message::{Broadcast, Message},
     question::{Answered, Question},
     receipt::Receipt,
-    target::Target,
 };
 use tokio::{task::JoinSet, time};
 
@@ -284,9 +282,7 @@ impl BusHandle for Handle {
 
     fn publish_once(
         &self,
-        target: Target,
-        event: &str,
-        args: Args,
+        broadcast: Broadcast,
         once: Once,
     ) -> BusFuture<Result<Published, BusError>> {
         let Core {
@@ -295,11 +291,7 @@ impl BusHandle for Handle {
             ..
         } = &*self.core;
         if let Some(streams) = &self.core.streams {
-            let message = Message::Broadcast {
-                target,
-                event: event.into(),
-                args,
-            };
+            let message = Message::Broadcast(broadcast);
             // Not this node's uid: it receives the broadcast, too.
             let namespace = &self.namespace.name;
             let publishing = streams.publish_once(namespace, EMITTER_UID, &message, once);
@@ -312,12 +304,11 @@ impl BusHandle for Handle {
                 })
             });
         }
-        let broadcast = (&target, event, &args);
         once::publish(
             outgoing,
             subscriptions,
             &self.namespace,
-            broadcast,
+            &broadcast,
             once,
             None,
         )

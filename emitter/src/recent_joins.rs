@@ -63,7 +63,9 @@ impl RecentJoins {
                 self.note(namespace, rooms);
                 None
             }
-            Message::Broadcast { target, .. } => self.channel_of(channels, namespace, target),
+            Message::Broadcast(broadcast) => {
+                self.channel_of(channels, namespace, &broadcast.target)
+            }
             Message::SocketsLeave { .. }
             | Message::DisconnectSockets { .. }
             | Message::ServerSideEmit { .. } => None,

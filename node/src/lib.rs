@@ -130,7 +130,7 @@ pub mod bus {
         Session, Sessions, Tracking,
     };
     pub use roomcast_protocol::{
-        message::Message,
+        message::{Broadcast, Message},
         target::{Flags, Target},
     };
 }

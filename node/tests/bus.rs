@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use roomcast::{
     Args, BroadcastOperator, BuildError, Builder, BusError, EmitError, Gap, Health, NodeId, Server,
     Socket, SocketId,
-    bus::{Answer, Answered, Message, Progress, Question, Target, Tracking},
+    bus::{Answer, Answered, Broadcast, Message, Progress, Question, Target, Tracking},
 };
 use support::{
     Gate, TestServer, WebSocket,
@@ -172,11 +172,11 @@ async fn every_question_is_answered_for_the_sockets_of_this_node() {
     let answer = node.answer(event("unknown")).await;
     assert_eq!(answer, Answer::ServerSideEmit(None));
 
-    let broadcast = Message::Broadcast {
+    let broadcast = Message::Broadcast(Broadcast {
         target: to(&[]),
         event: "x".into(),
         args: Args::default(),
-    };
+    });
     assert_eq!(node.bus.listener("/").receive(&broadcast, None), 2);
     assert_eq!(client_b.text().await, r#"42["x"]"#);
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use roomcast::{
     Args, BusError, EmitError, Gap, JournalLimits, MemoryBus, Position, Server,
-    bus::{JournalEntry, Target},
+    bus::{Broadcast, JournalEntry, Target},
 };
 use support::{
     TestServer, WebSocket,
@@ -32,9 +32,11 @@ fn entry(id: u64, after: u64) -> JournalEntry {
             time: id * 1000,
             after: Some(after),
         },
-        target: Target::default(),
-        event: "n".into(),
-        args: Args::encode(&(id,)).unwrap(),
+        broadcast: Broadcast {
+            target: Target::default(),
+            event: "n".into(),
+            args: Args::encode(&(id,)).unwrap(),
+        },
     }
 }
 
@@ -150,7 +152,7 @@ async fn what_was_stored_after_the_clock_went_back_is_delivered_behind_a_gap() {
 async fn a_broadcast_that_cannot_be_read_is_passed_over_and_is_no_gap() {
     let mut node = Node::start().await;
     let mut journal = chain(&[0, 10, 11, 12, 13]);
-    journal[2].event = UNREADABLE.into();
+    journal[2].broadcast.event = UNREADABLE.into();
     node.bus.set_journal(journal);
     // 12 did not arrive, because no node could read it.
     node.hear(entry(11, 10));
@@ -167,7 +169,7 @@ async fn a_broadcast_that_cannot_be_read_is_passed_over_and_is_no_gap() {
 async fn a_journal_whose_newest_broadcast_cannot_be_read_is_followed_from_there() {
     let bus = FakeBus::new();
     let mut journal = chain(&[0, 10, 11]);
-    journal[1].event = UNREADABLE.into();
+    journal[1].broadcast.event = UNREADABLE.into();
     bus.set_journal(journal);
     let mut node = Node::on(bus).await;
     node.hear(entry(12, 11));

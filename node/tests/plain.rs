@@ -19,7 +19,7 @@ use roomcast::{
     AckError, Args, Builder, CloseReason, Drain, EmitError, Gap, Handshake, HistoryEntry,
     HistoryLimits, JoinError, JoinFromError, Limit, Limits, Namespace, Parser, Position, Rate,
     RatePolicy, Refused, Server, Socket, Value,
-    bus::{Message, Target},
+    bus::{Broadcast, Message, Target},
     plain::{Event, Form, Heartbeat, Open, Stream},
 };
 use support::{
@@ -729,11 +729,11 @@ impl Logged {
     fn arrives(&self, id: u64, time: u64) -> usize {
         let mut target = Target::default();
         target.add_rooms("a");
-        let message = Message::Broadcast {
+        let message = Message::Broadcast(Broadcast {
             target,
             event: "n".into(),
             args: Args::encode(&id).unwrap(),
-        };
+        });
         let after = None;
         let position = Position { id, time, after };
         self.bus.listener("/").receive(&message, Some(position))

@@ -12,7 +12,7 @@ use std::sync::{
 use roomcast::{
     AckError, Args, DisconnectReason, EmitError, JournalLimits, MemoryBus, Namespace, Position,
     PublishError, Recovering, Recovery, Refused, Server, Socket, SocketId,
-    bus::{JournalEntry, Target},
+    bus::{Broadcast, JournalEntry, Target},
 };
 use serde::Deserialize;
 use support::{
@@ -297,9 +297,11 @@ fn entry(id: u64, seconds: u64, rooms: &[&str]) -> JournalEntry {
             time: seconds * 1000,
             after: Some(id - 1),
         },
-        target,
-        event: "n".into(),
-        args: Args::encode(&(id,)).unwrap(),
+        broadcast: Broadcast {
+            target,
+            event: "n".into(),
+            args: Args::encode(&(id,)).unwrap(),
+        },
     }
 }
 

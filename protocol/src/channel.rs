@@ -194,8 +194,8 @@ impl Channels {
         is_question: bool,
     ) -> String {
         match message {
-            Message::Broadcast { target, .. } if !is_question => {
-                self.parts_for_target(namespace, target).concat()
+            Message::Broadcast(broadcast) if !is_question => {
+                self.parts_for_target(namespace, &broadcast.target).concat()
             }
             _ => self.request(namespace),
         }
@@ -433,7 +433,7 @@ fn crc16(crc: u16, bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::Args;
+    use crate::{args::Args, message::Broadcast};
 
     fn classic() -> Channels {
         Channels::new("socket.io", Dialect::Classic)
@@ -444,11 +444,11 @@ mod tests {
             rooms: rooms.iter().map(|room| Box::from(*room)).collect(),
             ..Target::default()
         };
-        Message::Broadcast {
+        Message::Broadcast(Broadcast {
             target,
             event: "e".into(),
             args: Args::default(),
-        }
+        })
     }
 
     #[test]

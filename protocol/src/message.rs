@@ -8,14 +8,7 @@ use crate::{args::Args, target::Target};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// Emit an event.
-    Broadcast {
-        /// The receivers.
-        target: Target,
-        /// The name of the event.
-        event: Box<str>,
-        /// Its arguments.
-        args: Args,
-    },
+    Broadcast(Broadcast),
     /// Join rooms.
     SocketsJoin {
         /// The sockets.
@@ -46,6 +39,17 @@ pub enum Message {
     },
 }
 
+/// An event for the clients of a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broadcast {
+    /// The receivers.
+    pub target: Target,
+    /// The name of the event.
+    pub event: Box<str>,
+    /// Its arguments.
+    pub args: Args,
+}
+
 /// The place of a broadcast in the log of its namespace.
 ///
 /// All rooms of a namespace share one sequence of ids, so within a room ids increase and have gaps.
@@ -62,11 +66,18 @@ pub struct Position {
     pub after: Option<u64>,
 }
 
+impl Broadcast {
+    /// The three of them, as they are written.
+    pub(crate) fn parts(&self) -> (&Target, &str, &Args) {
+        (&self.target, &self.event, &self.args)
+    }
+}
+
 impl Message {
     /// The sockets that the message is for; `None` if it is for the servers themselves.
     pub fn target(&self) -> Option<&Target> {
         match self {
-            Self::Broadcast { target, .. }
+            Self::Broadcast(Broadcast { target, .. })
             | Self::SocketsJoin { target, .. }
             | Self::SocketsLeave { target, .. }
             | Self::DisconnectSockets { target, .. } => Some(target),

@@ -238,19 +238,12 @@ impl Wire {
                 };
                 sharded::write_message(around, message)?
             }
-            (
-                Message::Broadcast {
-                    target,
-                    event,
-                    args,
-                },
-                Dialect::Classic,
-            ) => {
-                let mut out = Vec::with_capacity(ENVELOPE_BYTES + args.json().len());
-                let broadcast = (target, &**event, args);
+            (Message::Broadcast(broadcast), Dialect::Classic) => {
+                let mut out = Vec::with_capacity(ENVELOPE_BYTES + broadcast.args.json().len());
                 let encoding = self.encoding();
                 let last = confirm.map(|confirm| classic::Last::Asked { confirm });
-                classic::write_broadcast(&mut out, encoding, namespace, uid, broadcast, last)?;
+                let parts = broadcast.parts();
+                classic::write_broadcast(&mut out, encoding, namespace, uid, parts, last)?;
                 out.into()
             }
             (_, Dialect::Classic) => classic::write_message(uid, message, confirm)?,
@@ -405,7 +398,7 @@ impl Wire {
 
     fn check_message(&self, message: &Message) -> Result<(), WireError> {
         match message {
-            Message::Broadcast { args, .. } => self.check_broadcast(args),
+            Message::Broadcast(broadcast) => self.check_broadcast(&broadcast.args),
             Message::ServerSideEmit { args, .. } => self.check_request(args),
             _ => Ok(()),
         }

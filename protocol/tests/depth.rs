@@ -9,7 +9,7 @@ use roomcast_protocol::{
     args::{Args, json::JsonError},
     channel::{Channels, Dialect, Kind, Mode},
     id::NodeId,
-    message::{Message, Position},
+    message::{Broadcast, Message, Position},
     msgpack::TranscodeLimits,
     question::Question,
     target::Target,
@@ -40,11 +40,13 @@ fn nested(depth: usize, inner: &str, attachments: Vec<Bytes>) -> Args {
 
 /// Whether the arguments can be written in each of the forms. What can be written is read again.
 fn is_written(wire: &Wire, args: &Args) -> [bool; 4] {
-    let message = Message::Broadcast {
+    let broadcast = Broadcast {
         target: Target::default(),
         event: "e".into(),
         args: args.clone(),
     };
+    let stored = wire.unplaced("/", &broadcast);
+    let message = Message::Broadcast(broadcast);
     let server_side = Message::ServerSideEmit {
         event: "e".into(),
         args: args.clone(),
@@ -55,7 +57,6 @@ fn is_written(wire: &Wire, args: &Args) -> [bool; 4] {
         args: args.clone(),
         timeout: Duration::from_secs(1),
     };
-    let stored = wire.unplaced("/", (&Target::default(), "e", args));
     let position = Position {
         id: 1,
         time: 1,

@@ -3,7 +3,11 @@
 use std::{future::ready, time::Duration};
 
 pub use roomcast_emitter::JournalLimits;
-use roomcast_protocol::{args::Args, message::Position, target::Target};
+use roomcast_protocol::{
+    args::Args,
+    message::{Broadcast, Position},
+    target::Target,
+};
 
 use super::{BusError, BusFuture, Once, Published};
 
@@ -47,20 +51,13 @@ pub trait Log: Send + Sync + 'static {
 
     /// Stores a broadcast in the journal and publishes it, with the errors of
     /// [`publish`](Self::publish). The result always has a position.
-    fn broadcast(
-        &self,
-        target: Target,
-        event: &str,
-        args: Args,
-    ) -> BusFuture<Result<Published, BusError>>;
+    fn broadcast(&self, broadcast: Broadcast) -> BusFuture<Result<Published, BusError>>;
 
     /// The same, once for each idempotency key of the namespace. The first result is
     /// returned again, with [`Published::is_replayed`]. Default: the log has no keys.
     fn broadcast_once(
         &self,
-        _target: Target,
-        _event: &str,
-        _args: Args,
+        _broadcast: Broadcast,
         _once: Once,
     ) -> BusFuture<Result<Published, BusError>> {
         let reason = "the log has no idempotency keys".into();
@@ -122,21 +119,22 @@ impl From<JournalLimits> for LogLimits {
 pub struct JournalEntry {
     /// Its place. [`Position::after`] is set.
     pub position: Position,
-    /// The receivers.
-    pub target: Target,
-    /// The name of the event.
-    pub event: Box<str>,
-    /// Its arguments.
-    pub args: Args,
+    /// The event.
+    pub broadcast: Broadcast,
 }
 
 impl JournalEntry {
     /// Its size in memory, roughly.
     pub fn bytes(&self) -> usize {
-        let names = self.target.rooms.iter().chain(&self.target.except);
+        let Broadcast {
+            target,
+            event,
+            args,
+        } = &self.broadcast;
+        let names = target.rooms.iter().chain(&target.except);
         let names: usize = names.map(|name| name.len() + size_of::<Box<str>>()).sum();
-        let attached: usize = self.args.attachments().iter().map(bytes::Bytes::len).sum();
-        size_of::<Self>() + names + self.event.len() + self.args.json().len() + attached
+        let attached: usize = args.attachments().iter().map(bytes::Bytes::len).sum();
+        size_of::<Self>() + names + event.len() + args.json().len() + attached
     }
 }
 
@@ -153,6 +151,19 @@ pub struct JournalPage {
     /// The last id that the namespace has assigned, whether or not its broadcast is kept. 0 if it
     /// has assigned none, or the log was lost.
     pub newest: u64,
+}
+
+impl JournalPage {
+    /// Adds the broadcast at a position, `None` if it cannot be read.
+    pub(crate) fn push(&mut self, position: Position, broadcast: Option<Broadcast>) {
+        match broadcast {
+            Some(broadcast) => self.entries.push(JournalEntry {
+                position,
+                broadcast,
+            }),
+            None => self.unreadable.push(position),
+        }
+    }
 }
 
 /// The limits of a log for each room. The oldest entries are removed first.
@@ -194,6 +205,17 @@ pub struct HistoryEntry {
     pub event: Box<str>,
     /// Its arguments.
     pub args: Args,
+}
+
+/// An event for one room.
+pub(crate) fn to_room(room: &str, event: &str, args: Args) -> Broadcast {
+    let mut target = Target::default();
+    target.add_rooms(room);
+    Broadcast {
+        target,
+        event: event.into(),
+        args,
+    }
 }
 
 /// Which entries of a room are read.

@@ -46,9 +46,8 @@ use roomcast_emitter::{
 use roomcast_protocol::{
     args::Args,
     channel::Kind,
-    message::{Message, Position},
+    message::{Broadcast, Message, Position},
     signing::Rejection,
-    target::Target,
     wire::{Incoming, WireError, placed},
 };
 use tokio::time::Instant;
@@ -62,8 +61,7 @@ use super::{
     warnings::Warnings,
 };
 use crate::bus::{
-    BusError, BusFuture, HistoryEntry, JournalEntry, JournalPage, Log, LogLimits, Once, Page,
-    Published,
+    BusError, BusFuture, HistoryEntry, JournalPage, Log, LogLimits, Once, Page, Published, to_room,
 };
 
 /// Entries that are read with one command. Redis serves no other client meanwhile: a hundred
@@ -120,11 +118,8 @@ impl RedisLog {
     }
 
     /// The part of a broadcast that is stored.
-    fn head(&self, target: &Target, event: &str, args: &Args) -> Result<Bytes, BusError> {
-        let head = self
-            .outgoing
-            .wire
-            .unplaced(&self.namespace.name, (target, event, args));
+    fn head(&self, broadcast: &Broadcast) -> Result<Bytes, BusError> {
+        let head = self.outgoing.wire.unplaced(&self.namespace.name, broadcast);
         match head {
             Ok(publication) => self
                 .outgoing
@@ -217,9 +212,7 @@ impl Log for RedisLog {
         event: &str,
         args: Args,
     ) -> BusFuture<Result<Position, BusError>> {
-        let mut target = Target::default();
-        target.add_rooms(room);
-        let head = match self.head(&target, event, &args) {
+        let head = match self.head(&to_room(room, event, args)) {
             Ok(head) => head,
             Err(error) => return Box::pin(ready(Err(error))),
         };
@@ -242,18 +235,13 @@ impl Log for RedisLog {
         })
     }
 
-    fn broadcast(
-        &self,
-        target: Target,
-        event: &str,
-        args: Args,
-    ) -> BusFuture<Result<Published, BusError>> {
+    fn broadcast(&self, broadcast: Broadcast) -> BusFuture<Result<Published, BusError>> {
         // Our own subscription is one of the receivers that Redis counts, and no other
         // node.
         let own = self
             .subscriptions
             .own_subscriptions(&self.namespace, &self.names.channel);
-        let storing = match self.head(&target, event, &args) {
+        let storing = match self.head(&broadcast) {
             Ok(head) => self.store_in_journal(head),
             Err(error) => return Box::pin(ready(Err(error))),
         };
@@ -270,15 +258,19 @@ impl Log for RedisLog {
 
     fn broadcast_once(
         &self,
-        target: Target,
-        event: &str,
-        args: Args,
+        broadcast: Broadcast,
         once: Once,
     ) -> BusFuture<Result<Published, BusError>> {
         let (outgoing, subscriptions) = (&self.outgoing, &self.subscriptions);
-        let (broadcast, journal) = ((&target, event, &args), self.limits.journal);
-        let namespace = &self.namespace;
-        once::publish(outgoing, subscriptions, namespace, broadcast, once, journal)
+        let (namespace, journal) = (&self.namespace, self.limits.journal);
+        once::publish(
+            outgoing,
+            subscriptions,
+            namespace,
+            &broadcast,
+            once,
+            journal,
+        )
     }
 
     fn read_journal(&self, page: Page, limit: usize) -> BusFuture<Result<JournalPage, BusError>> {
@@ -355,7 +347,7 @@ impl Reading {
             let kept = page.entries.iter();
             let kept = kept.filter(|raw| raw.position.time >= oldest);
             found.extend(kept.filter_map(|raw| {
-                let (_, event, args) = self.decode(raw)?;
+                let Broadcast { event, args, .. } = self.decode(raw)?;
                 Some(HistoryEntry {
                     id: raw.position.id,
                     time: raw.position.time,
@@ -379,16 +371,7 @@ impl Reading {
             .each_page(page, limit, |page| {
                 read.newest = page.newest;
                 for raw in &page.entries {
-                    let position = raw.position;
-                    match self.decode(raw) {
-                        Some((target, event, args)) => read.entries.push(JournalEntry {
-                            position,
-                            target,
-                            event,
-                            args,
-                        }),
-                        None => read.unreadable.push(position),
-                    }
+                    read.push(raw.position, self.decode(raw));
                 }
                 page.entries.len()
             })
@@ -453,7 +436,7 @@ impl Reading {
 
     /// Reads an entry stored by this or another version, with the current settings.
     /// Logged once in a while, since a page may have a hundred such entries.
-    fn decode(&self, raw: &Raw<'_>) -> Option<(Target, Box<str>, Args)> {
+    fn decode(&self, raw: &Raw<'_>) -> Option<Broadcast> {
         let Raw { head, position } = *raw;
         let payload = match &self.outgoing.signer {
             None => Ok(placed(head, position)),
@@ -465,16 +448,11 @@ impl Reading {
             read.map_err(Unreadable::Invalid)
         });
         if let Ok(Incoming::Message {
-            message:
-                Message::Broadcast {
-                    target,
-                    event,
-                    args,
-                },
+            message: Message::Broadcast(broadcast),
             ..
         }) = read
         {
-            return Some((target, event, args));
+            return Some(broadcast);
         }
         self.unreadable.warn(|suppressed| {
             let error = read.err().map(tracing::field::display);

@@ -7,7 +7,7 @@ use roomcast_emitter::{
     log::{KeyReused, Names, Once, PublishedOnce},
     redis::Route,
 };
-use roomcast_protocol::{args::Args, channel::EMITTER_UID, receipt::Receipt, target::Target};
+use roomcast_protocol::{channel::EMITTER_UID, message::Broadcast, receipt::Receipt};
 use tokio::time::Instant;
 
 use super::{
@@ -23,14 +23,15 @@ pub(super) fn publish(
     outgoing: &Arc<Outgoing>,
     subscriptions: &Subscriptions,
     namespace: &AttachedNamespace,
-    broadcast: (&Target, &str, &Args),
+    broadcast: &Broadcast,
     once: Once,
     journal: Option<JournalLimits>,
 ) -> BusFuture<Result<Published, BusError>> {
     let (outgoing, name) = (Arc::clone(outgoing), &namespace.name);
     let mut payload = Vec::new();
     let wire = &outgoing.wire;
-    if let Err(error) = wire.write_broadcast(&mut payload, name, EMITTER_UID, broadcast) {
+    let parts = (&broadcast.target, &*broadcast.event, &broadcast.args);
+    if let Err(error) = wire.write_broadcast(&mut payload, name, EMITTER_UID, parts) {
         return Box::pin(ready(Err(outgoing.invalid(&error))));
     }
     let names = Names::new(wire.channels(), name);

@@ -9,7 +9,7 @@ use roomcast_protocol::args::Args;
 use crate::{
     checks::{Check, checks},
     fabric::Fresh,
-    node::{DEADLINE, args, within},
+    node::{DEADLINE, args, number_of, within},
 };
 
 checks! {
@@ -40,8 +40,7 @@ async fn read(log: &Arc<dyn Log>, room: &str, page: Page, limit: usize) -> Vec<H
 
 async fn numbers(log: &Arc<dyn Log>, room: &str, page: Page, limit: usize) -> Vec<u32> {
     let entries = read(log, room, page, limit).await;
-    let number = |entry: &HistoryEntry| entry.args.decode::<(u32,)>().unwrap().0;
-    entries.iter().map(number).collect()
+    entries.iter().map(|entry| number_of(&entry.args)).collect()
 }
 
 async fn what_is_stored_is_heard_by_all_nodes_and_read_by_all(fabric: Fresh) {

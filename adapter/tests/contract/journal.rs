@@ -3,15 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use roomcast_adapter::{
-    BusError, BusFuture, HistoryLimits, JournalEntry, JournalLimits, JournalPage, Log, LogLimits,
-    Once, Page, Position, Published,
+    BusError, BusFuture, HistoryLimits, JournalLimits, JournalPage, Log, LogLimits, Once, Page,
+    Position, Published,
 };
-use roomcast_protocol::{args::Args, message::Message, receipt::Receipt, target::Target};
+use roomcast_protocol::{args::Args, message::Broadcast, receipt::Receipt};
 
 use crate::{
     checks::{Check, checks},
     fabric::Fresh,
-    node::{DEADLINE, args, within},
+    node::{DEADLINE, args, broadcast, event, number_of, within},
     support::assert_matches,
 };
 
@@ -35,15 +35,15 @@ fn limits(change: impl FnOnce(&mut JournalLimits)) -> JournalLimits {
     journal
 }
 
-fn target(rooms: &[&str], except: &[&str]) -> Target {
-    let mut target = Target::default();
-    target.add_rooms(rooms);
-    target.add_except(except);
-    target
+/// A broadcast to two rooms without a third.
+fn narrowed(number: u32) -> Broadcast {
+    let mut broadcast = event(&["a", "b"], number);
+    broadcast.target.add_except("c");
+    broadcast
 }
 
 async fn emit(log: &Arc<dyn Log>, number: u32) -> Position {
-    let emitted = log.broadcast(target(&["a", "b"], &["c"]), "e", args(number));
+    let emitted = log.broadcast(narrowed(number));
     within(emitted).await.unwrap().position.unwrap()
 }
 
@@ -52,8 +52,10 @@ async fn read(log: &Arc<dyn Log>, page: Page, limit: usize) -> JournalPage {
 }
 
 fn numbers(page: &JournalPage) -> Vec<u32> {
-    let number = |entry: &JournalEntry| entry.args.decode::<(u32,)>().unwrap().0;
-    page.entries.iter().map(number).collect()
+    let entries = page.entries.iter();
+    entries
+        .map(|entry| number_of(&entry.broadcast.args))
+        .collect()
 }
 
 fn positions(stored: &[(Position, u32)]) -> Vec<Position> {
@@ -86,10 +88,9 @@ async fn a_broadcast_is_heard_by_all_nodes_and_read_by_all(fabric: Fresh) {
         let page = read(log, Page::After(0), 9).await;
         assert_eq!((numbers(&page), page.is_full), (vec![0, 1, 2, 3], false));
         assert_eq!(page.newest, sent[3].0.id);
-        for (entry, (position, _)) in page.entries.iter().zip(&heard) {
+        for (entry, (position, number)) in page.entries.iter().zip(&heard) {
             assert_eq!(entry.position, *position);
-            assert_eq!(entry.target, target(&["a", "b"], &["c"]));
-            assert_eq!(&*entry.event, "e");
+            assert_eq!(entry.broadcast, narrowed(*number));
         }
     }
 }
@@ -132,7 +133,7 @@ async fn broadcasts_keep_the_order_in_which_they_were_emitted(fabric: Fresh) {
         }
         let length = if number == 100 { 100_000 } else { 1 };
         let room = "x".repeat(length);
-        let emitting = log.broadcast(target(&[&room], &[]), "e", args(number));
+        let emitting = log.broadcast(event(&[&room], number));
         Box::pin(async move { Ok(emitting.await?.position.unwrap()) })
     });
     let mut published = Vec::new();
@@ -206,8 +207,10 @@ async fn a_journal_keeps_about_as_many_bytes_as_allowed_and_always_the_newest(fa
     let node = fabric.node("/").await;
     let log = node.log(limits(|limits| limits.bytes = 20_000));
     let emit = async |number: u32, length: usize| {
-        let args = Args::encode(&(number, "x".repeat(length))).unwrap();
-        let emitted = log.broadcast(Target::default(), "e", args);
+        let emitted = log.broadcast(Broadcast {
+            args: Args::encode(&(number, "x".repeat(length))).unwrap(),
+            ..event(&[], number)
+        });
         within(emitted).await.unwrap();
     };
     for number in 0..100 {
@@ -267,7 +270,7 @@ async fn under_an_idempotency_key_all_nodes_hear_a_broadcast_once(fabric: Fresh)
     let nodes = [fabric.node("/").await, fabric.node("/").await];
     let publish = |node: usize, number, once| {
         let node = &nodes[node].handle;
-        within(node.publish_once(target(&[], &[]), "e", args(number), once))
+        within(node.publish_once(event(&[], number), once))
     };
     let first = publish(0, 1, once("k", "1")).await.unwrap();
     assert!(fabric.counts_are_partial() || first.nodes == 1, "{first:?}");
@@ -289,12 +292,8 @@ async fn under_an_idempotency_key_all_nodes_hear_a_broadcast_once(fabric: Fresh)
     assert!(again.is_replayed);
     assert_eq!(again.receipt.and_then(|receipt| receipt.sockets), Some(7));
     for node in &nodes {
-        let heard = node.heard(2).await.into_iter();
-        let numbers = heard.map(|message| match message {
-            Message::Broadcast { args, .. } => args.decode::<(u32,)>().unwrap().0,
-            other => panic!("{other:?}"),
-        });
-        assert_eq!(numbers.collect::<Vec<_>>(), [1, 2]);
+        let expected = [1, 2].map(|number| broadcast(&[], number));
+        assert_eq!(node.heard(2).await, expected);
     }
 }
 
@@ -302,10 +301,7 @@ async fn under_an_idempotency_key_a_broadcast_is_stored_once(fabric: Fresh) {
     let nodes = [fabric.node("/").await, fabric.node("/").await];
     let logs = nodes.each_ref().map(|node| node.log(limits(|_| ())));
     let before = emit(&logs[0], 0).await;
-    let publish = |node: usize| {
-        let sent = logs[node].broadcast_once(target(&["a"], &[]), "e", args(1), once("k", "1"));
-        within(sent)
-    };
+    let publish = |node: usize| within(logs[node].broadcast_once(event(&["a"], 1), once("k", "1")));
     let (first, again) = (publish(0).await.unwrap(), publish(1).await.unwrap());
     assert_eq!((first.is_replayed, again.is_replayed), (false, true));
     let id = |published: &Published| published.position.map(|position| position.id);

@@ -19,7 +19,11 @@ use roomcast_adapter::{
     Answer, Attachment, Bus, BusFuture, BusHandle, Description, Gap, Health, Listener, Log,
     LogLimits, NodeId, Position, Progress, Question, SocketId, Tracking,
 };
-use roomcast_protocol::{args::Args, message::Message, target::Target};
+use roomcast_protocol::{
+    args::Args,
+    message::{Broadcast, Message},
+    target::Target,
+};
 
 /// How long anything may take before the test fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
@@ -202,8 +206,8 @@ impl Side {
 
 impl Listener for Side {
     fn receive(&self, message: &Message, position: Option<Position>) -> usize {
-        if let (Some(position), Message::Broadcast { args, .. }) = (position, message) {
-            let number = args.decode::<(u32,)>().unwrap().0;
+        if let (Some(position), Message::Broadcast(broadcast)) = (position, message) {
+            let number = number_of(&broadcast.args);
             self.stored.lock().push((position, number));
         }
         // The bus is not told: it finds out by itself, a moment later.
@@ -265,13 +269,22 @@ fn describe(id: SocketId) -> Description {
 
 /// An event to everybody, or to these rooms.
 pub(crate) fn broadcast(rooms: &[&str], number: u32) -> Message {
+    Message::Broadcast(event(rooms, number))
+}
+
+pub(crate) fn event(rooms: &[&str], number: u32) -> Broadcast {
     let mut target = Target::default();
     target.add_rooms(rooms);
-    Message::Broadcast {
+    Broadcast {
         target,
         event: "e".into(),
         args: args(number),
     }
+}
+
+/// The number in an event.
+pub(crate) fn number_of(args: &Args) -> u32 {
+    args.decode::<(u32,)>().unwrap().0
 }
 
 pub(crate) fn args(number: u32) -> Args {

@@ -3,14 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use roomcast_adapter::{BusError, HistoryLimits, JournalLimits, Log, Page, Position};
-use roomcast_protocol::{
-    channel::{Dialect, Mode},
-    target::Target,
-};
+use roomcast_protocol::channel::{Dialect, Mode};
 
 use crate::{
     deployment::Deployment,
-    node::{Node, args, within},
+    node::{Node, args, event, number_of, within},
     support::assert_matches,
 };
 
@@ -25,8 +22,7 @@ async fn publish(log: &Arc<dyn Log>, number: u32) -> Result<Position, BusError> 
 /// The numbers that are kept, and their ids.
 async fn kept(log: &Arc<dyn Log>) -> Vec<(u64, u32)> {
     let read = within(log.read("a", Page::After(0), 1000)).await.unwrap();
-    let number = |args: &roomcast_protocol::args::Args| args.decode::<(u32,)>().unwrap().0;
-    let entries = read.iter().map(|entry| (entry.id, number(&entry.args)));
+    let entries = read.iter().map(|entry| (entry.id, number_of(&entry.args)));
     entries.collect()
 }
 
@@ -44,7 +40,7 @@ async fn scripts_that_redis_has_forgotten_are_loaded_again() {
         }
         deployment.server.command(&["SCRIPT", "FLUSH"]);
         let log = node.log(JournalLimits::default());
-        let all = (4..20).map(|number| log.broadcast(Target::default(), "e", args(number)));
+        let all = (4..20).map(|number| log.broadcast(event(&[], number)));
         for broadcast in all.collect::<Vec<_>>() {
             within(broadcast).await.unwrap();
         }
@@ -129,7 +125,7 @@ async fn what_redis_refuses_is_neither_stored_nor_published() {
         publish(&log, 2).await.unwrap_err();
         // It has the id that was not given to the first one.
         let refused = publish(&log, 2).await;
-        let all = (4..8).map(|number| journal.broadcast(Target::default(), "e", args(number)));
+        let all = (4..8).map(|number| journal.broadcast(event(&[], number)));
         for broadcast in all.collect::<Vec<_>>() {
             let refused = within(broadcast).await;
             assert!(
@@ -151,9 +147,7 @@ async fn what_redis_refuses_is_neither_stored_nor_published() {
     assert_eq!(heard[1], (last, 3));
     let read = journal.read_journal(Page::After(0), 9);
     assert_eq!(within(read).await.unwrap().entries, []);
-    within(journal.broadcast(Target::default(), "e", args(9)))
-        .await
-        .unwrap();
+    within(journal.broadcast(event(&[], 9))).await.unwrap();
 }
 
 /// Nobody may hear what is not stored.

@@ -16,7 +16,7 @@ use roomcast_protocol::{
 
 use crate::{
     deployment::{Deployment, metric, node},
-    node::{Node, args, broadcast, eventually, within},
+    node::{Node, broadcast, event, eventually, within},
     support::Plain,
 };
 
@@ -176,15 +176,11 @@ async fn what_a_stranger_puts_into_a_journal_is_not_read() {
         let deployment = signed(dialect);
         let a = deployment.node().await;
         let log = a.log(JournalLimits::default());
-        let emitted = within(log.broadcast(Target::default(), "e", args(1))).await;
+        let emitted = within(log.broadcast(event(&[], 1))).await;
         let position = emitted.unwrap().position.unwrap();
         assert_eq!(a.stored(1).await, [(position, 1)]);
         let mut stranger = Stranger::of(&deployment);
-        let target = Target::default();
-        let head = stranger
-            .wire
-            .unplaced("/", (&target, "e", &args(2)))
-            .unwrap();
+        let head = stranger.wire.unplaced("/", &event(&[], 2)).unwrap();
         let key = deployment.channels().journal("/");
         let forged = (position.id + 1, position.time);
         // The copy of an entry cannot be made here, so it is sealed anew, with an old time.

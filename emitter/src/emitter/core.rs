@@ -745,7 +745,7 @@ pub(super) enum About<'a> {
 
 /// Whether a message belongs in the journal of its namespace, if it has one.
 fn is_journaled(message: &Message) -> bool {
-    matches!(message, Message::Broadcast { target, .. } if !target.flags.volatile)
+    matches!(message, Message::Broadcast(broadcast) if !broadcast.target.flags.volatile)
 }
 
 fn stored_at((position, nodes): (Position, u64)) -> Delivery {
@@ -758,13 +758,10 @@ fn stored_at((position, nodes): (Position, u64)) -> Delivery {
 /// Whether the message goes to one room, whose name is not like a socket's id: nodes receive those
 /// over a pattern.
 fn has_own_channel(message: &Message) -> bool {
-    match message {
-        Message::Broadcast { target, .. } => match &target.rooms[..] {
-            [room] => room.len() != SOCKET_ID_BYTES,
-            _ => false,
-        },
-        _ => false,
-    }
+    let Message::Broadcast(broadcast) = message else {
+        return false;
+    };
+    matches!(&broadcast.target.rooms[..], [room] if room.len() != SOCKET_ID_BYTES)
 }
 
 /// The same error for this number of messages.

@@ -9,7 +9,7 @@ use redis::{Cmd, RedisWrite};
 use roomcast_protocol::{
     args::Args,
     channel::{Dialect, EMITTER_UID},
-    message::Message,
+    message::{Broadcast, Message},
     target::Target,
     wire::{Entry, Publication, Wire},
 };
@@ -111,12 +111,12 @@ impl Encoder {
     ) -> Result<Cmd, EmitError> {
         if self.has_stream() {
             let (target, event, args) = broadcast;
-            let message = Message::Broadcast {
+            let broadcast = Broadcast {
                 target: target.clone(),
                 event: event.into(),
                 args: args.clone(),
             };
-            return self.message(namespace, &message);
+            return self.message(namespace, &Message::Broadcast(broadcast));
         }
         check_namespace(namespace)?;
         payload.clear();

@@ -10,7 +10,7 @@ use crate::{error::EmitError, log::Once};
 use roomcast_protocol::{
     args::{Args, FromArgs, IntoArgs},
     event,
-    message::Message,
+    message::{Broadcast, Message},
     question::Question,
     receipt::{Receipt, fingerprint},
     target::{Rooms, Target},
@@ -225,11 +225,11 @@ pub(super) fn checked(event: &str, args: impl IntoArgs) -> Result<Args, EmitErro
 /// A broadcast without acknowledgement. The caller's timeout does not apply to the nodes.
 pub(super) fn broadcast(mut target: Target, event: &str, args: Args) -> Message {
     target.flags.timeout = None;
-    Message::Broadcast {
+    Message::Broadcast(Broadcast {
         target,
         event: event.into(),
         args,
-    }
+    })
 }
 
 /// An event under an idempotency key.

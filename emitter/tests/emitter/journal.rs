@@ -80,10 +80,10 @@ impl Journal {
         let read = self.wire.read("/", Kind::Broadcast, &payload).unwrap();
         match read {
             Incoming::Message {
-                message: Message::Broadcast { event, .. },
+                message: Message::Broadcast(broadcast),
                 position,
                 ..
-            } => (event, position),
+            } => (broadcast.event, position),
             other => panic!("{other:?}"),
         }
     }
@@ -120,15 +120,15 @@ async fn events_are_emitted_at_least_once_where_nodes_tell_that_it_is_turned_on(
         let (_, payload) = journal.ear.next().await;
         let read = journal.wire.read("/", Kind::Broadcast, &payload).unwrap();
         let Incoming::Message {
-            message: Message::Broadcast { target, event, .. },
+            message: Message::Broadcast(broadcast),
             position,
             ..
         } = read
         else {
             panic!("{read:?}");
         };
-        assert_eq!((&*event, position), ("d", stored.position));
-        assert!(position.is_some() && target.flags.at_least_once);
+        assert_eq!((&*broadcast.event, position), ("d", stored.position));
+        assert!(position.is_some() && broadcast.target.flags.at_least_once);
     }
 }
 

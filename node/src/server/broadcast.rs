@@ -6,7 +6,7 @@ use futures_util::future::join;
 use roomcast_adapter::{Answer, Answered, BusError, BusFuture, Once, Position, Question, SocketId};
 use roomcast_protocol::{
     args::{Args, ArgsError, FromArgs, IntoArgs},
-    message::Message,
+    message::{Broadcast, Message},
     receipt::{Receipt, fingerprint},
     target::{Rooms, Target},
 };
@@ -257,7 +257,13 @@ impl BroadcastOperator {
             return Ok((delivery, None));
         };
         self.await_subscription().await;
-        namespace.broadcast_once(target, event, args, once).await
+        let event = event.into();
+        let broadcast = Broadcast {
+            target,
+            event,
+            args,
+        };
+        namespace.broadcast_once(broadcast, once).await
     }
 
     fn once(&self, event: &str, args: &Args) -> Option<Once> {

@@ -27,7 +27,7 @@ use roomcast_adapter::{
 };
 use roomcast_protocol::{
     args::Args,
-    message::{Message, Position},
+    message::{Broadcast, Message, Position},
     receipt::Receipt,
     target::{Rooms, Target},
 };
@@ -72,17 +72,24 @@ impl LiveNamespace {
             && !target.flags.volatile
             && !target.flags.local
         {
-            return self.broadcast_journaled(journal, target, event, args).await;
+            let event = event.into();
+            let broadcast = Broadcast {
+                target,
+                event,
+                args,
+            };
+            return self.broadcast_journaled(journal, broadcast).await;
         }
         let frame = self.frame(&target, None, event, &args, None)?;
         self.notify_outgoing(&target, event, &args);
         // Arguments are moved into the message, so a copy is made only for observers.
         let observed = self.observers.is_any_of_events().then(|| args.clone());
-        let published = self.publish(&target, || Message::Broadcast {
+        let message = || Broadcast {
             target: target.clone(),
             event: event.into(),
             args,
-        });
+        };
+        let published = self.publish(&target, || Message::Broadcast(message()));
         let local_sockets = self.fan_out(&target, &frame, |_| {});
         if let Some(args) = observed {
             self.observed(&target, event, &args, local_sockets);
@@ -100,27 +107,25 @@ impl LiveNamespace {
     /// is the first emit.
     pub(super) async fn broadcast_once(
         &self,
-        target: Target,
-        event: &str,
-        args: Args,
+        broadcast: Broadcast,
         once: Once,
     ) -> Result<(Delivery, Option<Receipt>), EmitError> {
+        let Broadcast {
+            target,
+            event,
+            args,
+        } = &broadcast;
         let is_stored = !target.flags.volatile && !target.flags.local;
         let journal = self.journal.as_ref().filter(|_| is_stored);
         let mut local_sockets = 0;
-        let published = match (journal, self.bus(&target)) {
-            (Some(journal), _) => {
-                journal
-                    .log
-                    .broadcast_once(target, event, args, once)
-                    .await?
-            }
-            (None, Some(bus)) => bus.publish_once(target, event, args, once).await?,
+        let published = match (journal, self.bus(target)) {
+            (Some(journal), _) => journal.log.broadcast_once(broadcast, once).await?,
+            (None, Some(bus)) => bus.publish_once(broadcast, once).await?,
             (None, None) => {
                 // It must be possible to deliver it before the key is used up.
-                self.frame(&target, None, event, &args, None)?;
+                self.frame(target, None, event, args, None)?;
                 let delivering = async {
-                    let delivered = self.deliver(&target, event, &args, None);
+                    let delivered = self.deliver(&broadcast, None);
                     local_sockets = delivered.map_or(0, |(_, sockets)| sockets);
                     Ok(Published::default())
                 };
@@ -223,13 +228,7 @@ impl LiveNamespace {
     fn carry_out(&self, message: &Message, position: Option<Position>) -> Result<usize, EmitError> {
         let mut count = 0;
         match message {
-            Message::Broadcast {
-                target,
-                event,
-                args,
-            } => {
-                (_, count) = self.deliver(target, event, args, position)?;
-            }
+            Message::Broadcast(broadcast) => (_, count) = self.deliver(broadcast, position)?,
             Message::SocketsJoin { target, rooms } => {
                 let mut refused = None;
                 for socket in self.local_sockets(target) {
@@ -268,11 +267,14 @@ impl LiveNamespace {
     /// Emits an event to the selected sockets of this node. Returns its frame and their number.
     pub(super) fn deliver(
         &self,
-        target: &Target,
-        event: &str,
-        args: &Args,
+        broadcast: &Broadcast,
         position: Option<Position>,
     ) -> Result<(Frame, usize), EmitError> {
+        let Broadcast {
+            target,
+            event,
+            args,
+        } = broadcast;
         let frame = self.frame(target, None, event, args, position)?;
         self.notify_outgoing(target, event, args);
         let count = match self.to_acknowledge(target, position) {

@@ -26,8 +26,12 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use roomcast_adapter::{BusError, JournalEntry, JournalPage, Log, Page, Position, Published};
-use roomcast_protocol::{args::Args, message::Message, target::Target};
+use roomcast_adapter::{BusError, JournalPage, Log, Page, Position, Published};
+use roomcast_protocol::{
+    args::Args,
+    message::{Broadcast, Message},
+    target::Target,
+};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Mutex as AsyncMutex, Notify},
@@ -585,14 +589,14 @@ fn end_of(page: JournalPage) -> Position {
 struct Stored {
     position: Position,
     /// `None` if it cannot be read.
-    broadcast: Option<JournalEntry>,
+    broadcast: Option<Broadcast>,
 }
 
 /// The entries that were read, in the order of the journal.
 fn links(page: JournalPage) -> Vec<Stored> {
     let read = page.entries.into_iter().map(|entry| Stored {
         position: entry.position,
-        broadcast: Some(entry),
+        broadcast: Some(entry.broadcast),
     });
     let unreadable = page.unreadable.into_iter().map(|position| Stored {
         position,
@@ -609,11 +613,9 @@ impl LiveNamespace {
     pub(super) async fn broadcast_journaled(
         &self,
         journal: &Journal,
-        target: Target,
-        event: &str,
-        args: Args,
+        broadcast: Broadcast,
     ) -> Result<Delivery, EmitError> {
-        let published = journal.log.broadcast(target, event, args).await?;
+        let published = journal.log.broadcast(broadcast).await?;
         Ok(Delivery {
             local_sockets: 0,
             nodes: published.nodes,
@@ -635,8 +637,12 @@ impl LiveNamespace {
         static LINES: LineLimit = LineLimit::new();
         let mut target = Target::default();
         target.add_rooms(socket.id());
-        let mut storing = journal.log.broadcast(target, event, args.clone());
         let (socket, event) = (socket.clone(), Box::<str>::from(event));
+        let mut storing = journal.log.broadcast(Broadcast {
+            target,
+            event: event.clone(),
+            args: args.clone(),
+        });
         // It is enqueued with the first poll, or delivered in a namespace without Redis.
         let first = storing
             .as_mut()
@@ -673,25 +679,14 @@ impl LiveNamespace {
         message: &Message,
         position: Position,
     ) -> usize {
-        let Message::Broadcast {
-            target,
-            event,
-            args,
-        } = message
-        else {
+        let Message::Broadcast(broadcast) = message else {
             return 0;
         };
         let mut state = journal.state.lock();
         state.newest = state.newest.max(position.id);
         match state.link(&position) {
             Link::Next => {
-                let broadcast = JournalEntry {
-                    position,
-                    target: target.clone(),
-                    event: event.clone(),
-                    args: args.clone(),
-                };
-                let sockets = self.deliver_link(journal, &mut state, &broadcast);
+                let sockets = self.deliver_link(journal, &mut state, broadcast, position);
                 drop(state);
                 journal.grown.notify_waiters();
                 sockets
@@ -718,7 +713,7 @@ impl LiveNamespace {
             broadcast,
         } = next;
         if let Some(broadcast) = broadcast {
-            self.deliver_link(journal, state, &broadcast);
+            self.deliver_link(journal, state, &broadcast, position);
             return;
         }
         let metrics = &self.engine.metrics;
@@ -741,14 +736,19 @@ impl LiveNamespace {
     }
 
     /// Delivers the next broadcast of the chain.
-    fn deliver_link(&self, journal: &Journal, state: &mut State, next: &JournalEntry) -> usize {
-        state.reach(next.position);
-        let delivered = self.deliver(&next.target, &next.event, &next.args, Some(next.position));
-        match delivered {
+    fn deliver_link(
+        &self,
+        journal: &Journal,
+        state: &mut State,
+        next: &Broadcast,
+        position: Position,
+    ) -> usize {
+        state.reach(position);
+        match self.deliver(next, Some(position)) {
             Ok((frame, sockets)) => {
                 if journal.has_tail {
                     state.keep(Kept {
-                        position: next.position,
+                        position,
                         sent: Some((next.target.clone(), frame)),
                     });
                 }

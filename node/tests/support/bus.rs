@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 use roomcast::{
     Args, BusError, Gap, Health, HistoryEntry, NodeId, Position,
     bus::{
-        Answered, Attachment, Bus, BusFuture, BusHandle, JournalEntry, JournalPage, Listener, Log,
-        LogLimits, Message, Page, Published, Question, Sessions, Target, Tracking,
+        Answered, Attachment, Broadcast, Bus, BusFuture, BusHandle, JournalEntry, JournalPage,
+        Listener, Log, LogLimits, Message, Page, Published, Question, Sessions, Target, Tracking,
     },
 };
 use roomcast_adapter::MemorySessions;
@@ -133,18 +133,8 @@ impl FakeBus {
 
     /// A broadcast of the journal arrives.
     pub(crate) fn hear(&self, entry: JournalEntry) {
-        let JournalEntry {
-            position,
-            target,
-            event,
-            args,
-        } = entry;
-        let message = Message::Broadcast {
-            target,
-            event,
-            args,
-        };
-        self.listener("/").receive(&message, Some(position));
+        let message = Message::Broadcast(entry.broadcast);
+        self.listener("/").receive(&message, Some(entry.position));
     }
 
     pub(crate) fn cannot_confirm(&self) {
@@ -219,7 +209,7 @@ impl Log for FakeBus {
         Box::pin(ready(Ok(read)))
     }
 
-    fn broadcast(&self, _: Target, _: &str, _: Args) -> BusFuture<Result<Published, BusError>> {
+    fn broadcast(&self, _: Broadcast) -> BusFuture<Result<Published, BusError>> {
         Box::pin(ready(Err(BusError::Unconfirmed("cut off".into()))))
     }
 
@@ -259,7 +249,7 @@ impl Log for FakeBus {
 pub(crate) const UNREADABLE: &str = "unreadable";
 
 fn unreadable(entry: &JournalEntry) -> bool {
-    &*entry.event == UNREADABLE
+    &*entry.broadcast.event == UNREADABLE
 }
 
 /// A namespace on the bus.

@@ -146,16 +146,11 @@ fn again(wire: &Wire, kind: Kind, heard: &Incoming) -> Option<Incoming> {
     let node = NodeId::new("node");
     let written = match heard {
         Incoming::Message {
-            message:
-                Message::Broadcast {
-                    target,
-                    event,
-                    args,
-                },
+            message: Message::Broadcast(broadcast),
             position: Some(position),
             ..
         } => {
-            let head = wire.unplaced(NAMESPACE, (target, event, args));
+            let head = wire.unplaced(NAMESPACE, broadcast);
             head.map(|head| Publication {
                 payload: placed(&head.payload, *position).into(),
                 ..head

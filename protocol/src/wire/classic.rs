@@ -21,7 +21,13 @@ use super::{
     parts::{EventPacket, Options, Packet, read_position, read_target},
     payload::{Arguments, Encoding, missing},
 };
-use crate::{args::Args, channel::EMITTER_UID, message::Message, raw::Raw, target::Target};
+use crate::{
+    args::Args,
+    channel::EMITTER_UID,
+    message::{Broadcast, Message},
+    raw::Raw,
+    target::Target,
+};
 
 pub(super) use self::request::{read as read_request, write_message, write_question};
 pub(super) use self::response::{read as read_response, write as write_response};
@@ -86,11 +92,11 @@ pub(super) fn read_broadcast(
     }
     let (event, args) = packet.event(arguments)?;
     Ok(Incoming::Message {
-        message: Message::Broadcast {
+        message: Message::Broadcast(Broadcast {
             target,
             event,
             args,
-        },
+        }),
         confirm,
         position,
     })

@@ -95,7 +95,7 @@ pub(super) fn command_parts(message: &Message, kinds: [u8; 3]) -> Result<Command
         Message::SocketsJoin { target, rooms } => (join, target, Some(&**rooms), None),
         Message::SocketsLeave { target, rooms } => (leave, target, Some(&**rooms), None),
         Message::DisconnectSockets { target, close } => (disconnect, target, None, Some(*close)),
-        Message::Broadcast { .. } | Message::ServerSideEmit { .. } => {
+        Message::Broadcast(_) | Message::ServerSideEmit { .. } => {
             return Err(WireError::Inexpressible {
                 what: "this message as a command",
             });

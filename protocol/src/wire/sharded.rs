@@ -38,7 +38,7 @@ use crate::{
     args::Args,
     channel,
     id::NodeId,
-    message::Message,
+    message::{Broadcast, Message},
     question::{Answer, Question},
     raw::Raw,
     target::{Flags, Target},
@@ -163,11 +163,12 @@ impl Envelope<'_> {
             Packet::read(required(data.packet, "packet")?)?.event(arguments)?;
         let mut target = data.target()?;
         if data.request_id.text().is_none() {
-            return Ok(self.message(Message::Broadcast {
+            let broadcast = Broadcast {
                 target,
                 event,
                 args,
-            }));
+            };
+            return Ok(self.message(Message::Broadcast(broadcast)));
         }
         let timeout = target.flags.timeout.take().unwrap_or(DEFAULT_ACK_TIMEOUT);
         let question = Question::Acks {
@@ -343,11 +344,11 @@ pub(super) fn message_data(
     message: &Message,
 ) -> Result<(u8, Encoding, WrittenData<'_>), WireError> {
     Ok(match message {
-        Message::Broadcast {
+        Message::Broadcast(Broadcast {
             target,
             event,
             args,
-        } => {
+        }) => {
             let encoding = plain.with(args);
             let data = broadcast(encoding, (event, args), None, (target, target.flags))?;
             (BROADCAST, encoding, data)
@@ -372,11 +373,7 @@ pub(super) fn reached_data<'a>(target: &'a Target, id: &'a str) -> (u8, WrittenD
 /// Writes a message.
 pub(super) fn write_message(around: Around<'_>, message: &Message) -> Result<Bytes, WireError> {
     match message {
-        Message::Broadcast {
-            target,
-            event,
-            args,
-        } => write_broadcast(around, (target, event, args)),
+        Message::Broadcast(broadcast) => write_broadcast(around, broadcast.parts()),
         message => {
             let (kind, encoding, data) = message_data(around.plain(), message)?;
             Ok(around.write(encoding, kind, data))

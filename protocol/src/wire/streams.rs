@@ -93,8 +93,8 @@ impl<'a> Entry<'a> {
     pub fn is_kept(incoming: &Incoming) -> bool {
         matches!(
             incoming,
-            Incoming::Message { message: Message::Broadcast { target, .. }, .. }
-                if !target.flags.volatile
+            Incoming::Message { message: Message::Broadcast(broadcast), .. }
+                if !broadcast.target.flags.volatile
         )
     }
 }

@@ -20,10 +20,8 @@ use bytes::Bytes;
 
 use super::{ENVELOPE_BYTES, Publication, Wire, WireError, classic, sharded};
 use crate::{
-    args::Args,
     channel::{Dialect, LOG_UID},
-    message::Position,
-    target::Target,
+    message::{Broadcast, Position},
 };
 
 impl Wire {
@@ -36,14 +34,15 @@ impl Wire {
     pub fn unplaced(
         &self,
         namespace: &str,
-        broadcast: (&Target, &str, &Args),
+        broadcast: &Broadcast,
     ) -> Result<Publication, WireError> {
-        self.check_broadcast(broadcast.2)?;
+        self.check_broadcast(&broadcast.args)?;
+        let parts = broadcast.parts();
         let mut head = match self.channels.dialect() {
             Dialect::Classic => {
-                let mut out = Vec::with_capacity(ENVELOPE_BYTES + broadcast.2.json().len());
+                let mut out = Vec::with_capacity(ENVELOPE_BYTES + broadcast.args.json().len());
                 let (encoding, last) = (self.encoding(), Some(classic::Last::Unplaced));
-                classic::write_broadcast(&mut out, encoding, namespace, LOG_UID, broadcast, last)?;
+                classic::write_broadcast(&mut out, encoding, namespace, LOG_UID, parts, last)?;
                 Bytes::from(out)
             }
             Dialect::Sharded(_) | Dialect::Streams => {
@@ -51,7 +50,7 @@ impl Wire {
                     is_unplaced: true,
                     ..self.around(namespace, LOG_UID)
                 };
-                sharded::write_broadcast(around, broadcast)?
+                sharded::write_broadcast(around, parts)?
             }
         };
         // The place was held by nothing: `null` and a bracket, or one byte.

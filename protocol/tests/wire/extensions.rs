@@ -7,7 +7,7 @@ use bytes::Bytes;
 use roomcast_protocol::args::{Args, json::MAX_DEPTH};
 use roomcast_protocol::channel::{Channels, EMITTER_UID, Kind, Mode};
 use roomcast_protocol::id::{NodeId, SocketId};
-use roomcast_protocol::message::{Message, Position};
+use roomcast_protocol::message::{Broadcast, Message, Position};
 use roomcast_protocol::question::{Answer, Question};
 use roomcast_protocol::target::Target;
 use roomcast_protocol::wire::{
@@ -42,12 +42,16 @@ fn nodes() -> Asker {
     }
 }
 
-fn broadcast(args: Args) -> Message {
-    Message::Broadcast {
+fn event(args: Args) -> Broadcast {
+    Broadcast {
         target: target(&["r"], &[]),
         event: "e".into(),
         args,
     }
+}
+
+fn broadcast(args: Args) -> Message {
+    Message::Broadcast(event(args))
 }
 
 fn binary() -> Args {
@@ -434,9 +438,8 @@ fn a_stored_broadcast_has_its_position_behind_what_node_reads() {
         after: None,
     };
     let args = Args::encode(&(1,)).unwrap();
-    let target = target(&["r"], &[]);
     let completed = |wire: &Wire, args: &Args| {
-        let head = wire.unplaced("/", (&target, "e", args)).unwrap();
+        let head = wire.unplaced("/", &event(args.clone())).unwrap();
         assert_eq!(head.channel, "p#/#");
         placed(&head.payload, position)
     };

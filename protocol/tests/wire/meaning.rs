@@ -5,18 +5,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use roomcast_protocol::args::Args;
 use roomcast_protocol::id::SocketId;
-use roomcast_protocol::message::Message;
+use roomcast_protocol::message::{Broadcast, Message};
 use roomcast_protocol::question::{Answer, Question};
 use roomcast_protocol::target::{Flags, Target};
 use roomcast_protocol::wire::{Asker, Incoming, Reply};
 
 use crate::captures::{NAMESPACES, message, read, target, wire_of};
 
-/// The message of a step of a capture, by its number among those of the step.
-fn heard(file: &str, name: &str, seq: usize) -> Incoming {
+/// The message of a step of a capture, `STEP` or `STEP#NUMBER` among those of the step.
+fn heard(file: &str, step: &str) -> Incoming {
+    let (name, number) = step.split_once('#').unwrap_or((step, "0"));
     let captures = read(file);
     let mut step = captures.iter().filter(|capture| capture.name() == name);
-    let capture = step.nth(seq).unwrap();
+    let capture = step.nth(number.parse().unwrap()).unwrap();
     let wire = wire_of(file);
     let place = wire
         .channels()
@@ -38,37 +39,25 @@ fn args(json: &str, attachments: &[&'static [u8]]) -> Args {
 }
 
 fn broadcast(target: Target, event: &str, args: Args) -> Incoming {
-    message(Message::Broadcast {
+    message(Message::Broadcast(Broadcast {
         target,
         event: event.into(),
         args,
-    })
-}
-
-fn question(uid: &str, id: &str, question: Question) -> Incoming {
-    Incoming::Question {
-        asker: Asker {
-            uid: Some(uid.into()),
-            node: None,
-        },
-        id: id.into(),
-        question,
-    }
-}
-
-fn response(id: &str, reply: Reply) -> Incoming {
-    Incoming::Response {
-        id: id.into(),
-        node: None,
-        reply,
-    }
+    }))
 }
 
 #[test]
 fn a_broadcast_is_for_the_rooms_without_the_exceptions() {
-    let one = || args("[1]", &[]);
-    for (file, name, expected) in [
-        ("classic", "emit_one_room_nsp", target(&["room1"], &[])),
+    let room1 = || target(&["room1"], &[]);
+    let loud = |target| {
+        flagged(target, |flags| {
+            flags.volatile = true;
+            flags.compress = Some(true);
+        })
+    };
+    let plain = flagged(target(&[], &[]), |flags| flags.compress = Some(false));
+    for (file, step, expected) in [
+        ("classic", "emit_one_room_nsp", room1()),
         (
             "classic",
             "emit_two_rooms",
@@ -80,140 +69,78 @@ fn a_broadcast_is_for_the_rooms_without_the_exceptions() {
             target(&["room1"], &["room2", "room3"]),
         ),
         ("classic", "emit_room_number", target(&["42"], &[])),
+        ("classic", "emit_volatile_compress_true", loud(room1())),
+        ("classic", "emit_compress_false", plain),
+        ("classic-json-parser", "emit_one_room", room1()),
         ("emitter", "emit_except", target(&[], &["room2"])),
-        (
-            "classic-json-parser",
-            "emit_one_room",
-            target(&["room1"], &[]),
-        ),
-        (
-            "classic",
-            "emit_volatile_compress_true",
-            flagged(target(&["room1"], &[]), |flags| {
-                flags.volatile = true;
-                flags.compress = Some(true);
-            }),
-        ),
         (
             "sharded-static",
             "emit_room_except",
             target(&["room1"], &["room2"]),
         ),
-        (
-            "sharded-static",
-            "emit_flags",
-            flagged(target(&[], &[]), |flags| {
-                flags.volatile = true;
-                flags.compress = Some(true);
-            }),
-        ),
-        (
-            "classic",
-            "emit_compress_false",
-            flagged(target(&[], &[]), |flags| flags.compress = Some(false)),
-        ),
+        ("sharded-static", "emit_flags", loud(target(&[], &[]))),
     ] {
-        let expected = broadcast(expected, "hello", one());
-        assert_eq!(heard(file, name, 0), expected, "{file} {name}");
+        let expected = broadcast(expected, "hello", args("[1]", &[]));
+        assert_eq!(heard(file, step), expected, "{file} {step}");
     }
 }
 
 #[test]
 fn arguments_arrive_with_their_binary() {
-    let everybody = || target(&[], &[]);
     let placeholder = |num| format!(r#"{{"_placeholder":true,"num":{num}}}"#);
-    let hello = args(r#"[1,"a",{"b":true}]"#, &[]);
-    assert_eq!(
-        heard("classic", "emit_all", 0),
-        broadcast(everybody(), "hello", hello)
-    );
-    assert_eq!(
-        heard("classic", "emit_noargs", 0),
-        broadcast(everybody(), "hello", args("[]", &[]))
-    );
-    for file in ["classic", "classic-json-parser"] {
-        let expected = args(&format!("[{}]", placeholder(0)), &[&[1, 2, 3]]);
-        assert_eq!(
-            heard(file, "emit_binary", 0),
-            broadcast(everybody(), "bin", expected),
-            "{file}"
-        );
+    let [first, second, third] = [0, 1, 2].map(placeholder);
+    let (alone, beside) = (format!("[{first}]"), format!("[{first},1]"));
+    let nested = format!(r#"[{{"a":[{first},{second}],"t":"x"}},{third}]"#);
+    let hello = r#"[1,"a",{"b":true}]"#;
+    let odd = r#"[null,null,"1970-01-01T00:00:00.000Z",{}]"#;
+    let (one, three): (&[&[u8]], &[&[u8]]) = (&[&[1, 2, 3]], &[&[0xff, 0], &[7], &[]]);
+    for (file, step, event, json, attachments) in [
+        ("classic", "emit_all", "hello", hello, &[][..]),
+        ("classic", "emit_noargs", "hello", "[]", &[]),
+        ("classic", "emit_binary", "bin", &alone, one),
+        ("classic-json-parser", "emit_binary", "bin", &alone, one),
+        ("sharded-static", "emit_binary", "bin", &beside, one),
+        ("classic", "emit_binary_nested", "bin", &nested, three),
+        ("emitter", "emit_undefined_date", "t", odd, &[]),
+    ] {
+        let is_to_room = step == "emit_binary_nested";
+        let target = target(if is_to_room { &["room1"] } else { &[] }, &[]);
+        let expected = broadcast(target, event, args(json, attachments));
+        assert_eq!(heard(file, step), expected, "{file} {step}");
     }
-    let nested = format!(
-        r#"[{{"a":[{},{}],"t":"x"}},{}]"#,
-        placeholder(0),
-        placeholder(1),
-        placeholder(2)
-    );
-    assert_eq!(
-        heard("classic", "emit_binary_nested", 0),
-        broadcast(
-            target(&["room1"], &[]),
-            "bin",
-            args(&nested, &[&[0xff, 0], &[7], &[]])
-        )
-    );
-    let expected = args(&format!("[{},1]", placeholder(0)), &[&[1, 2, 3]]);
-    assert_eq!(
-        heard("sharded-static", "emit_binary", 0),
-        broadcast(everybody(), "bin", expected)
-    );
-    assert_eq!(
-        heard("emitter", "emit_undefined_date", 0),
-        broadcast(
-            everybody(),
-            "t",
-            args(r#"[null,null,"1970-01-01T00:00:00.000Z",{}]"#, &[])
-        )
-    );
 }
 
 #[test]
 fn orders_are_for_the_sockets_that_are_in_the_rooms() {
-    let room5 = || vec![Box::from("room5")];
-    for file in ["classic", "sharded-static"] {
-        assert_eq!(
-            heard(file, "sockets_join", 0),
-            message(Message::SocketsJoin {
-                target: target(&["room1"], &[]),
-                rooms: room5(),
-            })
-        );
-        assert_eq!(
-            heard(file, "sockets_leave", 0),
-            message(Message::SocketsLeave {
-                target: target(&["room1"], &["room2"]),
-                rooms: room5(),
-            })
-        );
-        assert_eq!(
-            heard(file, "disconnect_sockets", 0),
-            message(Message::DisconnectSockets {
-                target: target(&["room2"], &[]),
-                close: false,
-            })
-        );
-        assert_eq!(
-            heard(file, "disconnect_sockets_close", 0),
-            message(Message::DisconnectSockets {
-                target: target(&[], &[]),
-                close: true,
-            })
-        );
-        assert_eq!(
-            heard(file, "server_side_emit", 0),
-            message(Message::ServerSideEmit {
-                event: "hello".into(),
-                args: args(r#"["a",{"b":1}]"#, &[]),
-            })
-        );
-        assert_eq!(
-            heard(file, "server_side_emit_binary", 0),
-            message(Message::ServerSideEmit {
-                event: "hello".into(),
-                args: args(r#"[{"_placeholder":true,"num":0}]"#, &[&[1, 2]]),
-            })
-        );
+    let (room1, room5) = (target(&["room1"], &[]), vec![Box::from("room5")]);
+    let disconnect = |target, close| Message::DisconnectSockets { target, close };
+    let hello = |json, attachments: &[&'static [u8]]| Message::ServerSideEmit {
+        event: "hello".into(),
+        args: args(json, attachments),
+    };
+    let join = Message::SocketsJoin {
+        target: room1,
+        rooms: room5.clone(),
+    };
+    let leave = Message::SocketsLeave {
+        target: target(&["room1"], &["room2"]),
+        rooms: room5,
+    };
+    let some = disconnect(target(&["room2"], &[]), false);
+    let all = disconnect(target(&[], &[]), true);
+    let binary = hello(r#"[{"_placeholder":true,"num":0}]"#, &[&[1, 2]]);
+    for (step, expected) in [
+        ("sockets_join", join),
+        ("sockets_leave", leave),
+        ("disconnect_sockets", some),
+        ("disconnect_sockets_close", all),
+        ("server_side_emit", hello(r#"["a",{"b":1}]"#, &[])),
+        ("server_side_emit_binary", binary),
+    ] {
+        for file in ["classic", "sharded-static"] {
+            let expected = message(expected.clone());
+            assert_eq!(heard(file, step), expected, "{file} {step}");
+        }
     }
 }
 
@@ -229,140 +156,94 @@ fn questions_say_who_asks_for_what() {
         event: "hello".into(),
         args: args(r#"["q"]"#, &[]),
     };
-    let fetch = || Question::Sockets(target(&["room1"], &["room9"]));
-    for (file, name, seq, expected) in [
+    let fetch = |except: &[&str]| Question::Sockets(target(&["room1"], except));
+    for (file, uid, asked) in [
         (
             "classic",
-            "emit_ack_room",
-            0,
-            question("ea3jFg", "uDAphr", acks(&["room1"])),
+            "ea3jFg",
+            vec![
+                ("emit_ack_room", "uDAphr", acks(&["room1"])),
+                ("all_rooms#1", "vNuQqW", Question::Rooms),
+                ("fetch_sockets_room#1", "H2mfeu", fetch(&["room9"])),
+                ("server_side_emit_ack#1", "Mk6b5C", handlers()),
+            ],
         ),
         (
             "classic-json-parser",
-            "emit_ack_room",
-            0,
-            question("nS42mS", "CfNZSL", acks(&["room1"])),
+            "nS42mS",
+            vec![("emit_ack_room", "CfNZSL", acks(&["room1"]))],
         ),
         (
             "sharded-static",
-            "emit_ack_all",
-            0,
-            question("25590e98123ac449", "98c66d90032e8cdb", acks(&[])),
-        ),
-        (
-            "classic",
-            "all_rooms",
-            1,
-            question("ea3jFg", "vNuQqW", Question::Rooms),
-        ),
-        (
-            "classic",
-            "fetch_sockets_room",
-            1,
-            question("ea3jFg", "H2mfeu", fetch()),
-        ),
-        (
-            "sharded-static",
-            "fetch_sockets_room",
-            1,
-            question(
-                "25590e98123ac449",
-                "8e1bf95061486412",
-                Question::Sockets(target(&["room1"], &[])),
-            ),
-        ),
-        (
-            "classic",
-            "server_side_emit_ack",
-            1,
-            question("ea3jFg", "Mk6b5C", handlers()),
-        ),
-        (
-            "sharded-static",
-            "server_side_emit_ack",
-            1,
-            question("25590e98123ac449", "3734c0458a4538c4", handlers()),
+            "25590e98123ac449",
+            vec![
+                ("emit_ack_all", "98c66d90032e8cdb", acks(&[])),
+                ("fetch_sockets_room#1", "8e1bf95061486412", fetch(&[])),
+                ("server_side_emit_ack#1", "3734c0458a4538c4", handlers()),
+            ],
         ),
     ] {
-        assert_eq!(heard(file, name, seq), expected, "{file} {name}");
+        for (step, id, question) in asked {
+            let expected = Incoming::Question {
+                asker: Asker {
+                    uid: Some(uid.into()),
+                    node: None,
+                },
+                id: id.into(),
+                question,
+            };
+            assert_eq!(heard(file, step), expected, "{file} {step}");
+        }
     }
 }
 
 #[test]
 fn answers_say_what_was_asked_for() {
-    let answer = |answer| Reply::Answer(answer);
     let from_b = || Answer::ServerSideEmit(Some(args(r#"["reply-from-B"]"#, &[])));
+    let from_b = || Reply::Answer(from_b());
+    let nobody = Reply::Answer(Answer::Sockets(Vec::new()));
+    let pong = Reply::Acknowledged(args(r#"["pong-20"]"#, &[]));
     let binary = args(r#"[{"_placeholder":true,"num":0}]"#, &[&[1, 2]]);
-    for (file, name, seq, expected) in [
+    let binary = Reply::Acknowledged(binary);
+    let private = ["wyz-fkzNS9LbBTLbAAAB", "ct61K_HGDWaIlkHoAAAC"];
+    let rooms = [private, ["room1", "room2"]].concat();
+    let rooms = rooms.into_iter().map(Box::from).collect();
+    let rooms = Reply::Answer(Answer::Rooms(rooms));
+    for (file, answered) in [
         (
             "classic",
-            "emit_ack_all",
-            2,
-            response("-I4uHt", Reply::Asked(2)),
-        ),
-        (
-            "classic",
-            "emit_ack_all",
-            3,
-            response("-I4uHt", Reply::Acknowledged(args(r#"["pong-20"]"#, &[]))),
-        ),
-        (
-            "classic",
-            "all_rooms",
-            2,
-            response(
-                "vNuQqW",
-                answer(Answer::Rooms(
-                    [
-                        "wyz-fkzNS9LbBTLbAAAB",
-                        "ct61K_HGDWaIlkHoAAAC",
-                        "room1",
-                        "room2",
-                    ]
-                    .map(Box::from)
-                    .into(),
-                )),
-            ),
-        ),
-        (
-            "classic",
-            "fetch_sockets_none",
-            2,
-            response("tGS3dj", answer(Answer::Sockets(Vec::new()))),
-        ),
-        (
-            "classic",
-            "server_side_emit_ack",
-            2,
-            response("Mk6b5C", answer(from_b())),
+            vec![
+                ("emit_ack_all#2", "-I4uHt", Reply::Asked(2)),
+                ("emit_ack_all#3", "-I4uHt", pong),
+                ("all_rooms#2", "vNuQqW", rooms),
+                ("fetch_sockets_none#2", "tGS3dj", nobody),
+                ("server_side_emit_ack#2", "Mk6b5C", from_b()),
+            ],
         ),
         (
             "sharded-static",
-            "emit_ack_nobody",
-            2,
-            response("cd517333e2cfae1e", Reply::Asked(0)),
-        ),
-        (
-            "sharded-static",
-            "emit_ack_binary",
-            3,
-            response("a2a7c3a0f53957fe", Reply::Acknowledged(binary)),
-        ),
-        (
-            "sharded-static",
-            "server_side_emit_ack",
-            2,
-            response("3734c0458a4538c4", answer(from_b())),
+            vec![
+                ("emit_ack_nobody#2", "cd517333e2cfae1e", Reply::Asked(0)),
+                ("emit_ack_binary#3", "a2a7c3a0f53957fe", binary),
+                ("server_side_emit_ack#2", "3734c0458a4538c4", from_b()),
+            ],
         ),
     ] {
-        assert_eq!(heard(file, name, seq), expected, "{file} {name} {seq}");
+        for (step, id, reply) in answered {
+            let expected = Incoming::Response {
+                id: id.into(),
+                node: None,
+                reply,
+            };
+            assert_eq!(heard(file, step), expected, "{file} {step}");
+        }
     }
 }
 
 #[test]
 fn a_socket_is_described_with_all_that_node_tells_of_it() {
-    for (file, seq) in [("classic", 2), ("sharded-static", 2)] {
-        let Incoming::Response { reply, .. } = heard(file, "fetch_sockets", seq) else {
+    for file in ["classic", "sharded-static"] {
+        let Incoming::Response { reply, .. } = heard(file, "fetch_sockets#2") else {
             panic!("no response");
         };
         let Reply::Answer(Answer::Sockets(sockets)) = reply else {

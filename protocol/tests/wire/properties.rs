@@ -9,7 +9,7 @@ use proptest::sample::Index;
 use roomcast_protocol::args::{Args, Value as Tree};
 use roomcast_protocol::channel::{Dialect, EMITTER_UID, Kind, Mode};
 use roomcast_protocol::id::{NodeId, SocketId};
-use roomcast_protocol::message::{Message, Position};
+use roomcast_protocol::message::{Broadcast, Message, Position};
 use roomcast_protocol::question::{Answer, Description, Question};
 use roomcast_protocol::target::Target;
 use roomcast_protocol::wire::{Asker, Entry, Incoming, Parser, Reply, Wire, placed, unplaced};
@@ -94,13 +94,17 @@ fn orders() -> impl Strategy<Value = Message> {
     ]
 }
 
+fn broadcasts() -> impl Strategy<Value = Broadcast> {
+    (targets(), events()).prop_map(|(target, (event, args))| Broadcast {
+        target,
+        event,
+        args,
+    })
+}
+
 fn messages() -> impl Strategy<Value = Message> {
     prop_oneof![
-        (targets(), events()).prop_map(|(target, (event, args))| Message::Broadcast {
-            target,
-            event,
-            args,
-        }),
+        broadcasts().prop_map(Message::Broadcast),
         orders(),
         events().prop_map(|(event, args)| Message::ServerSideEmit { event, args }),
     ]
@@ -177,7 +181,7 @@ fn replies() -> impl Strategy<Value = Reply> {
 
 fn kind_of(message: &Message) -> Kind {
     match message {
-        Message::Broadcast { .. } => Kind::Broadcast,
+        Message::Broadcast(_) => Kind::Broadcast,
         _ => Kind::Request,
     }
 }
@@ -281,8 +285,7 @@ proptest! {
 
     #[test]
     fn stored_broadcasts_are_read_with_their_position(
-        target in targets(),
-        (event, args) in events(),
+        broadcast in broadcasts(),
         namespace in "/[a-z#\"é]{0,4}",
         id in 0..=1u64 << 53,
         time in 0..=1u64 << 53,
@@ -290,13 +293,9 @@ proptest! {
     ) {
         let position = Position { id, time, after };
         for wire in wires() {
-            let head = wire.unplaced(&namespace, (&target, &event, &args)).unwrap();
+            let head = wire.unplaced(&namespace, &broadcast).unwrap();
             let heard = wire.read(&namespace, Kind::Broadcast, &placed(&head.payload, position));
-            let message = Message::Broadcast {
-                target: target.clone(),
-                event: event.clone(),
-                args: args.clone(),
-            };
+            let message = Message::Broadcast(broadcast.clone());
             let plain = wire.message(&namespace, EMITTER_UID, &message, None).unwrap();
             let expected = Incoming::Message { message, confirm: None, position: Some(position) };
             prop_assert_eq!(heard.unwrap(), expected.clone());
@@ -309,12 +308,11 @@ proptest! {
 
     #[test]
     fn no_bytes_in_the_place_of_a_position_change_the_message(
-        (event, args) in events(),
+        broadcast in broadcasts(),
         extra in vec(any::<u8>(), 0..40),
     ) {
         for wire in wires() {
-            let target = Target::default();
-            let head = wire.unplaced("/", (&target, &event, &args)).unwrap();
+            let head = wire.unplaced("/", &broadcast).unwrap();
             let end: &[u8] = match head.payload[0] {
                 b'[' => b"]",
                 b'{' => b"}",
@@ -322,11 +320,10 @@ proptest! {
             };
             let payload = [&head.payload[..], &extra, end].concat();
             if let Ok(heard) = wire.read("/", Kind::Broadcast, &payload) {
-                let Incoming::Message { message: Message::Broadcast { args: read, .. }, .. } = heard
-                else {
+                let Incoming::Message { message: Message::Broadcast(read), .. } = heard else {
                     panic!("{heard:?}");
                 };
-                prop_assert_eq!(&read, &args);
+                prop_assert_eq!(&read, &broadcast);
             }
         }
     }

@@ -3,16 +3,15 @@
 
 use proptest::{collection::vec, prelude::*};
 use roomcast_protocol::{
-    args::{Args, IntoArgs},
+    args::IntoArgs,
     channel::{Dialect, Kind, Mode},
-    message::{Message, Position},
+    message::{Broadcast, Message, Position},
     msgpack::Reader,
     signing::{KeysError, Sealed, SigningKeys, Stamp},
-    target::Target,
     wire::{Incoming, Parser, Wire, placed},
 };
 
-use crate::captures::{classic, sharded, wire_as};
+use crate::captures::{classic, sharded, target, wire_as};
 
 const KEY: &str = "0123456789abcdef0123456789abcdef";
 const OTHER: &str = "fedcba9876543210fedcba9876543210";
@@ -93,8 +92,7 @@ fn a_seal_is_for_one_channel_however_its_name_is_cut() {
 #[test]
 fn a_node_server_decodes_it_and_finds_no_packet() {
     for wire in wires() {
-        let target = Target::default();
-        let head = wire.unplaced("/", (&target, "e", &args())).unwrap();
+        let head = wire.unplaced("/", &broadcast(&[])).unwrap();
         let position = Position {
             id: 1,
             time: 2,
@@ -129,8 +127,12 @@ fn a_sender_with_a_long_name_is_cut_off() {
     assert!(keys(KEY).verify(&sealed, "c"));
 }
 
-fn args() -> Args {
-    ("text", 1).into_args().unwrap()
+fn broadcast(rooms: &[&str]) -> Broadcast {
+    Broadcast {
+        target: target(rooms, &[]),
+        event: "e".into(),
+        args: ("text", 1).into_args().unwrap(),
+    }
 }
 
 #[test]
@@ -142,9 +144,8 @@ fn a_broadcast_of_a_log_is_read_with_its_position_in_every_form() {
                 time: 1_700_000_000_100,
                 after,
             };
-            let mut target = Target::default();
-            target.add_rooms("r");
-            let head = wire.unplaced("/", (&target, "e", &args())).unwrap();
+            let broadcast = broadcast(&["r"]);
+            let head = wire.unplaced("/", &broadcast).unwrap();
             let sealed = keys(KEY).seal_head(STAMP, &[&head.channel], &head.payload);
             let published = placed(&sealed, position);
             let published = Sealed::read(&published).unwrap();
@@ -154,11 +155,7 @@ fn a_broadcast_of_a_log_is_read_with_its_position_in_every_form() {
                 assert_eq!(sealed.position(), Some(position));
                 let read = wire.read("/", Kind::Broadcast, &sealed.message()).unwrap();
                 let expected = Incoming::Message {
-                    message: Message::Broadcast {
-                        target: target.clone(),
-                        event: "e".into(),
-                        args: args(),
-                    },
+                    message: Message::Broadcast(broadcast.clone()),
                     confirm: None,
                     position: Some(position),
                 };

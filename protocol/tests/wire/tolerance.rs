@@ -4,7 +4,7 @@
 use std::fmt::Debug;
 
 use roomcast_protocol::channel::{Kind, Mode};
-use roomcast_protocol::message::Message;
+use roomcast_protocol::message::{Broadcast, Message};
 use roomcast_protocol::question::{Answer, Question};
 use roomcast_protocol::target::Target;
 use roomcast_protocol::wire::{Asker, Incoming, Reply, Wire, WireError};
@@ -33,11 +33,11 @@ fn heard(wire: &Wire, capture: &Capture) -> Result<Incoming, WireError> {
 fn delivered(heard: &Incoming) -> Option<String> {
     let (Incoming::Message {
         message:
-            Message::Broadcast {
+            Message::Broadcast(Broadcast {
                 target,
                 event,
                 args,
-            },
+            }),
         ..
     }
     | Incoming::Question {
@@ -266,9 +266,9 @@ fn ok<T: Debug>(wire: &Wire, kind: Kind, json: &str, f: impl Fn(Incoming) -> Opt
 fn broadcast_target(heard: Incoming) -> Option<Target> {
     match heard {
         Incoming::Message {
-            message: Message::Broadcast { target, .. },
+            message: Message::Broadcast(broadcast),
             ..
-        } => Some(target),
+        } => Some(broadcast.target),
         _ => None,
     }
 }

@@ -22,8 +22,7 @@ use roomcast_emitter::redis::{PublishError, Route};
 use roomcast_protocol::{
     args::Args,
     channel::LOG_UID,
-    message::{Message, Position},
-    target::Target,
+    message::{Broadcast, Message, Position},
     wire::{Entry, Incoming},
 };
 
@@ -32,9 +31,7 @@ use super::{
     entries::{self, Id, Read},
 };
 use crate::{
-    bus::{
-        BusError, BusFuture, HistoryEntry, JournalEntry, JournalPage, Log, Once, Page, Published,
-    },
+    bus::{BusError, BusFuture, HistoryEntry, JournalPage, Log, Once, Page, Published, to_room},
     redis_bus::{script::unexpected, subscriptions::AttachedNamespace, warnings::Warnings},
 };
 
@@ -53,7 +50,7 @@ pub(in super::super) struct StreamLog {
 struct Kept {
     id: Id,
     /// `None` if it cannot be read.
-    broadcast: Option<(Target, Box<str>, Args)>,
+    broadcast: Option<Broadcast>,
 }
 
 impl StreamLog {
@@ -69,17 +66,8 @@ impl StreamLog {
         }
     }
 
-    fn store(
-        &self,
-        target: Target,
-        event: &str,
-        args: Args,
-    ) -> BusFuture<Result<Position, BusError>> {
-        let message = Message::Broadcast {
-            target,
-            event: event.into(),
-            args,
-        };
+    fn store(&self, broadcast: Broadcast) -> BusFuture<Result<Position, BusError>> {
+        let message = Message::Broadcast(broadcast);
         let wire = &self.streams.outgoing.wire;
         // Not this node's uid: it receives the broadcast, too, at its place among those of others.
         let entry = wire.entry(&self.namespace.name, LOG_UID, &message, None);
@@ -98,9 +86,7 @@ impl Log for StreamLog {
         event: &str,
         args: Args,
     ) -> BusFuture<Result<Position, BusError>> {
-        let mut target = Target::default();
-        target.add_rooms(room);
-        self.store(target, event, args)
+        self.store(to_room(room, event, args))
     }
 
     /// The stream has no histories of rooms.
@@ -108,13 +94,8 @@ impl Log for StreamLog {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
-    fn broadcast(
-        &self,
-        target: Target,
-        event: &str,
-        args: Args,
-    ) -> BusFuture<Result<Published, BusError>> {
-        let storing = self.store(target, event, args);
+    fn broadcast(&self, broadcast: Broadcast) -> BusFuture<Result<Published, BusError>> {
+        let storing = self.store(broadcast);
         let nodes = self.streams.others();
         Box::pin(async move {
             Ok(Published {
@@ -127,16 +108,10 @@ impl Log for StreamLog {
 
     fn broadcast_once(
         &self,
-        target: Target,
-        event: &str,
-        args: Args,
+        broadcast: Broadcast,
         once: Once,
     ) -> BusFuture<Result<Published, BusError>> {
-        let message = Message::Broadcast {
-            target,
-            event: event.into(),
-            args,
-        };
+        let message = Message::Broadcast(broadcast);
         let namespace = &self.namespace.name;
         self.streams
             .publish_once(namespace, LOG_UID, &message, once)
@@ -192,15 +167,7 @@ impl StreamLog {
         for Kept { id, broadcast } in kept {
             let position = position(id, after)?;
             after = Some(position.id);
-            match broadcast {
-                Some((target, event, args)) => read.entries.push(JournalEntry {
-                    position,
-                    target,
-                    event,
-                    args,
-                }),
-                None => read.unreadable.push(position),
-            }
+            read.push(position, broadcast);
         }
         Ok(read)
     }
@@ -271,14 +238,9 @@ impl StreamLog {
         let broadcast = match wire.read_entry(entry) {
             Ok(incoming) if !Entry::is_kept(&incoming) => return None,
             Ok(Incoming::Message {
-                message:
-                    Message::Broadcast {
-                        target,
-                        event,
-                        args,
-                    },
+                message: Message::Broadcast(broadcast),
                 ..
-            }) => Some((target, event, args)),
+            }) => Some(broadcast),
             Ok(_) => return None,
             Err(error) => {
                 self.unreadable.warn(|suppressed| {
