@@ -121,13 +121,14 @@ impl Sessions for OfNamespace {
         Box::pin(ready(Ok(is_free)))
     }
 
-    fn remove(&self, pid: &str, owner: &str) -> BusFuture<Result<(), BusError>> {
+    fn remove(&self, pid: &str, owner: &str) -> BusFuture<Result<bool, BusError>> {
         let key = self.key(pid);
         let mut table = self.table.lock();
-        if table.is_free(&key, owner) {
+        let is_free = table.is_free(&key, owner);
+        if is_free {
             table.remove(&key);
         }
-        Box::pin(ready(Ok(())))
+        Box::pin(ready(Ok(is_free)))
     }
 
     fn refresh(&self, pids: &[Box<str>], life: Duration) -> BusFuture<Result<Vec<bool>, BusError>> {

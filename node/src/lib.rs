@@ -127,7 +127,7 @@ pub mod bus {
     pub use roomcast_adapter::{
         Answer, Answered, Attachment, Bus, BusFuture, BusHandle, Description, JournalEntry,
         JournalPage, Listener, Log, LogLimits, Page, Peer, Position, Progress, Published, Question,
-        Session, Sessions, Tracking,
+        Session, Sessions, Taken, Tracking,
     };
     pub use roomcast_protocol::{
         message::{Broadcast, Message},

@@ -691,6 +691,85 @@ async fn a_client_that_has_left_or_was_disconnected_cannot_come_back() {
     }
 }
 
+const FAILED: &str = "roomcast_session_writes_total{outcome=\"failed\"}";
+
+async fn fails_to_store(server: &TestServer, before: u64) {
+    eventually("a write fails", || server.metric(FAILED) > before).await;
+}
+
+#[tokio::test]
+async fn a_change_and_an_end_during_an_outage_are_stored_before_the_client_resumes() {
+    for is_kept in [true, false] {
+        let (bus, server, mut sockets) = node_with(Vec::new()).await;
+        let mut client = Client::connect(&server).await;
+        let socket = sockets.next().await;
+        is_stored(&server, 0).await;
+        bus.set_storing(false);
+        socket.join("news").unwrap();
+        fails_to_store(&server, 0).await;
+        if is_kept {
+            client.reset();
+        } else {
+            socket.disconnect(true);
+        }
+        is_gone(&socket).await;
+        fails_to_store(&server, server.metric(FAILED)).await;
+        bus.hear(entry(1, 1, &["news"]));
+        client.come_back(&server).await;
+        bus.set_storing(true);
+        if is_kept {
+            assert_eq!(client.numbers(1).await, [1]);
+        }
+        let again = client.reply().await;
+        assert_eq!(again.sid == client.reply.sid, is_kept);
+        let socket = sockets.next().await;
+        assert_eq!(socket.recovered(), is_kept);
+        assert_eq!(socket.rooms().contains(&"news".to_owned()), is_kept);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_has_resumed_a_session_without_its_latest_changes_gets_a_new_socket() {
+    for is_kept in [true, false] {
+        let (bus, first, mut sockets) = node_with(Vec::new()).await;
+        let other = FakeBus::with_sessions_of(&bus);
+        let (namespace, mut others) = Sockets::of(recovering());
+        let builder = Server::builder().namespace(namespace).bus(other.clone());
+        let second = TestServer::start(builder).await;
+        let mut client = Client::connect(&first).await;
+        let socket = sockets.next().await;
+        socket.join("members").unwrap();
+        is_written(&first).await;
+        drop(sockets.next().await);
+        bus.set_storing(false);
+        socket.leave("members");
+        if is_kept {
+            client.reset();
+        } else {
+            socket.disconnect(true);
+        }
+        is_gone(&socket).await;
+        fails_to_store(&first, 0).await;
+        client.come_back(&second).await;
+        assert_eq!(client.reply().await, client.reply);
+        let stale = others.next().await;
+        assert_eq!(stale.rooms().len(), 2);
+        bus.set_storing(true);
+        counts(&first, "incomplete", 1).await;
+        // Its node notices it with the next change, if it does not receive the event before.
+        let _ = stale.join("more");
+        is_gone(&stale).await;
+        client.come_back(&second).await;
+        assert_ne!(client.reply().await.sid, client.reply.sid);
+        assert!(!others.next().await.recovered());
+        let told = bus
+            .log()
+            .into_iter()
+            .filter(|line| line.contains("roomcast:returned"));
+        assert_eq!(told.count(), 1);
+    }
+}
+
 #[derive(Debug, PartialEq, serde::Serialize, Deserialize)]
 struct User {
     name: String,

@@ -20,8 +20,8 @@ pub trait Sessions: Send + Sync + 'static {
     /// owner's. Resolves to whether it was stored.
     fn update(&self, session: Session) -> BusFuture<Result<bool, BusError>>;
 
-    /// Removes the session if it is still the owner's.
-    fn remove(&self, pid: &str, owner: &str) -> BusFuture<Result<(), BusError>>;
+    /// Removes the session, unless it is another owner's. Resolves to whether it was not.
+    fn remove(&self, pid: &str, owner: &str) -> BusFuture<Result<bool, BusError>>;
 
     /// Keeps sessions that exist for this long from now on. Resolves to whether each of
     /// them exists.

@@ -122,13 +122,10 @@ impl Sessions for RedisSessions {
         Box::pin(async move { Ok(running.await?.integer() == Some(1)) })
     }
 
-    fn remove(&self, pid: &str, owner: &str) -> BusFuture<Result<(), BusError>> {
+    fn remove(&self, pid: &str, owner: &str) -> BusFuture<Result<bool, BusError>> {
         let (key, head) = (self.key(pid), self.head(owner));
         let running = run(&UPDATE, &self.outgoing, &[&key], &[head.as_bytes()]);
-        Box::pin(async move {
-            running.await?;
-            Ok(())
-        })
+        Box::pin(async move { Ok(running.await?.integer() == Some(1)) })
     }
 
     fn refresh(&self, pids: &[Box<str>], life: Duration) -> BusFuture<Result<Vec<bool>, BusError>> {

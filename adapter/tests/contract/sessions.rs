@@ -117,7 +117,7 @@ async fn a_former_owner_changes_nothing(fabric: Fresh) {
     assert!(!update(&a, OWNER, "taken").await);
     assert!(update(&b, OTHER, "2").await);
     assert!(!update(&a, OWNER, "replaced").await);
-    within(a.remove("p", OWNER)).await.unwrap();
+    assert!(!within(a.remove("p", OWNER)).await.unwrap());
     assert_eq!(take(&a).await.unwrap(), "2");
 }
 
@@ -125,7 +125,7 @@ async fn a_session_that_is_removed_has_gone(fabric: Fresh) {
     let node = fabric.node("/").await;
     let sessions = sessions(&node);
     create(&sessions, OWNER, "1", LONG).await;
-    within(sessions.remove("p", OWNER)).await.unwrap();
+    assert!(within(sessions.remove("p", OWNER)).await.unwrap());
     assert_eq!(take(&sessions).await, None);
 }
 

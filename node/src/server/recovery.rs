@@ -30,7 +30,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use roomcast_adapter::{Session, Sessions, SocketId, Taken};
+use roomcast_adapter::{BusError, Session, Sessions, SocketId, Taken};
 use roomcast_protocol::{
     args::Args,
     engine_io::open::Revision,
@@ -137,8 +137,10 @@ pub(crate) struct Recoverable {
     since: Option<Offset>,
     is_recovered: bool,
     is_queued: AtomicBool,
-    /// Whether the session was stored for this owner.
+    /// Whether the session may be stored for this owner.
     is_stored: AtomicBool,
+    /// Whether the store lacks the latest changes, because it could not be reached.
+    is_outdated: AtomicBool,
     /// The places in the journal at which rooms were joined. Rooms that were joined
     /// before anything was emitted are not here.
     joins: Mutex<HashMap<Box<str>, Offset>>,
@@ -156,6 +158,16 @@ pub(crate) struct Recoverable {
 }
 
 impl Recoverable {
+    /// Notes whether the store has the latest changes.
+    fn note(&self, written: &Result<bool, BusError>) {
+        match written {
+            Ok(true) => self.is_outdated.store(false, Ordering::Relaxed),
+            // Another owner has it, or the changes may have been stored.
+            Ok(false) | Err(BusError::Unconfirmed(_)) => {}
+            Err(_) => self.is_outdated.store(true, Ordering::Relaxed),
+        }
+    }
+
     /// The state of a new session.
     fn new(pid: Box<str>, owner: Box<str>, since: Option<Offset>) -> Self {
         Self {
@@ -165,6 +177,7 @@ impl Recoverable {
             is_recovered: false,
             is_queued: AtomicBool::new(false),
             is_stored: AtomicBool::new(false),
+            is_outdated: AtomicBool::new(false),
             joins: Mutex::default(),
             unacknowledged: Mutex::default(),
             is_queued_lazily: AtomicBool::new(false),
@@ -192,9 +205,28 @@ struct Record {
     /// In namespaces with broadcasts at least once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     account: Option<Account>,
+    /// Whether no client may resume the session, because it was resumed without its latest changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_void: bool,
 }
 
 impl Record {
+    /// The value of a session that cannot be resumed.
+    fn void(socket: &Socket, owner: &str) -> Bytes {
+        let record = Self {
+            sid: socket.id().as_str().to_owned(),
+            owner: owner.into(),
+            rooms: Vec::new(),
+            data: serde_json::Value::Null,
+            since: None,
+            since_time: 0,
+            joins: HashMap::new(),
+            account: None,
+            is_void: true,
+        };
+        Bytes::from(serde_json::to_vec(&record).unwrap_or_default())
+    }
+
     fn since(&self) -> Option<Offset> {
         let time = self.since_time;
         self.since.map(|id| Offset { id, time })
@@ -306,13 +338,27 @@ impl LiveRecovery {
 
     fn changed(&self, socket: &Socket, recoverable: &Recoverable) {
         if !recoverable.is_queued.swap(true, Ordering::AcqRel) {
-            self.queue.waiting.lock().changed.push(socket.clone());
+            let mut waiting = self.queue.waiting.lock();
+            waiting.push_changed(socket.clone(), recoverable);
+            drop(waiting);
             self.queue.news.notify_one();
         }
     }
 
     fn ended(&self, ended: Ended) {
-        self.queue.waiting.lock().ended.push(ended);
+        self.queue.waiting.lock().push_ended(ended);
+        self.queue.news.notify_one();
+    }
+
+    /// When a session ends by itself that was stored at most now, in milliseconds since 1970.
+    fn end_of_stored(&self) -> u64 {
+        let life = self.options.max_disconnection.saturating_mul(2);
+        unix_millis().saturating_add(millis(life))
+    }
+
+    /// Failed writes are not repeated any more, because the server closes.
+    pub(super) fn abandon(&self) {
+        self.queue.waiting.lock().is_abandoned = true;
         self.queue.news.notify_one();
     }
 }
@@ -380,18 +426,19 @@ impl Socket {
         }
         let is_kept = comes_back(reason);
         recovery.owes_at_end(self, recoverable, is_kept);
-        let ended = if is_kept {
+        let session = is_kept.then(|| {
             let life = recovery.options.max_disconnection;
             let until = unix_millis().saturating_add(millis(life));
             recoverable.returns_until.store(until, Ordering::Relaxed);
-            Ended::Keep(self.clone(), self.session(recoverable, life))
-        } else {
-            Ended::Remove {
-                pid: recoverable.pid.clone(),
-                owner: recoverable.owner.clone(),
-            }
-        };
-        recovery.ended(ended);
+            self.session(recoverable, life)
+        });
+        recovery.ended(Ended {
+            pid: recoverable.pid.clone(),
+            owner: recoverable.owner.clone(),
+            socket: Some(self.clone()),
+            session,
+            until: recovery.end_of_stored(),
+        });
     }
 
     /// Whether the connection was lost, and the client may still come back.
@@ -403,10 +450,24 @@ impl Socket {
 
     /// Another socket has the session, so this one ends and no longer writes.
     fn session_taken(&self) {
-        if let Some(recoverable) = self.recoverable() {
-            recoverable.is_taken.store(true, Ordering::Relaxed);
-            self.connection().close(CloseReason::TransportClose);
+        let Some(recoverable) = self.recoverable() else {
+            return;
+        };
+        let was_taken = recoverable.is_taken.swap(true, Ordering::Relaxed);
+        if !was_taken
+            && recoverable.is_outdated.load(Ordering::Relaxed)
+            && let Some(recovery) = &self.live().recovery
+        {
+            // The other socket has been given an older session.
+            recovery.ended(Ended {
+                pid: recoverable.pid.clone(),
+                owner: recoverable.owner.clone(),
+                socket: Some(self.clone()),
+                session: None,
+                until: recovery.end_of_stored(),
+            });
         }
+        self.connection().close(CloseReason::TransportClose);
     }
 
     /// The socket has left its rooms.
@@ -434,6 +495,7 @@ impl Socket {
             since_time: recoverable.since.map_or(0, |since| since.time),
             joins: recoverable.joins.lock().clone(),
             account,
+            is_void: false,
         };
         let value = serde_json::to_vec(&record).unwrap_or_default();
         Session {
@@ -507,7 +569,10 @@ impl LiveNamespace {
         let bound = STORE.min(self.engine.config.connect_timeout / 2);
         let kept = recovery.options.max_disconnection;
         let (store, names) = (&*recovery.sessions, (&*pid, &*owner));
-        let (turn, taken) = match recovery.returns.take(store, names, bound, kept).await {
+        let taking = recovery
+            .returns
+            .take(store, &recovery.queue, names, bound, kept);
+        let (turn, taken) = match taking.await {
             Ok(Some(taken)) => taken,
             Ok(None) => {
                 self.count_recovery("unknown");
@@ -552,7 +617,13 @@ impl LiveNamespace {
 
     fn forget_session(&self, pid: Box<str>, owner: Box<str>) {
         if let Some(recovery) = &self.recovery {
-            recovery.ended(Ended::Remove { pid, owner });
+            recovery.ended(Ended {
+                pid,
+                owner,
+                socket: None,
+                session: None,
+                until: recovery.end_of_stored(),
+            });
         }
     }
 
@@ -569,6 +640,9 @@ impl LiveNamespace {
         offset: Option<&str>,
     ) -> Result<(Record, Places, Vec<Arc<Kept>>), (&'static str, usize)> {
         let record: Record = serde_json::from_slice(&taken.value).map_err(|_| ("unknown", 0))?;
+        if record.is_void {
+            return Err(("unknown", 0));
+        }
         let pending = record.pending();
         // The client has left its former socket, even if it cannot resume the session.
         self.notify_former(&record.sid, &taken.owner);

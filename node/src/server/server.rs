@@ -340,6 +340,7 @@ impl Inner {
             .filter_map(|namespace| namespace.recovery.as_ref())
         {
             recovery.flush().await;
+            recovery.abandon();
         }
         if let Some(bus) = bus
             && timeout(BUS_CLOSE_TIMEOUT, bus.close(node)).await.is_err()

@@ -2,7 +2,10 @@
 
 use std::{
     future::{pending, ready},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,7 +14,8 @@ use roomcast::{
     Args, BusError, Gap, Health, HistoryEntry, NodeId, Position,
     bus::{
         Answered, Attachment, Broadcast, Bus, BusFuture, BusHandle, JournalEntry, JournalPage,
-        Listener, Log, LogLimits, Message, Page, Published, Question, Sessions, Target, Tracking,
+        Listener, Log, LogLimits, Message, Page, Published, Question, Session, Sessions, Taken,
+        Target, Tracking,
     },
 };
 use roomcast_adapter::MemorySessions;
@@ -39,6 +43,8 @@ struct State {
     /// The broadcasts of the journal.
     journal: Mutex<Vec<JournalEntry>>,
     sessions: MemorySessions,
+    /// Sessions cannot be stored or taken.
+    is_storeless: Arc<AtomicBool>,
 }
 
 impl FakeBus {
@@ -75,7 +81,21 @@ impl FakeBus {
             is_unreadable: Mutex::default(),
             journal: Mutex::default(),
             sessions: MemorySessions::default(),
+            is_storeless: Arc::default(),
         }))
+    }
+
+    /// The bus of another node, with the sessions of this one.
+    pub(crate) fn with_sessions_of(other: &Self) -> Self {
+        let mut bus = Self::new();
+        let state = Arc::get_mut(&mut bus.0).unwrap();
+        state.sessions = other.0.sessions.clone();
+        bus
+    }
+
+    /// Whether the sessions can be reached from now on.
+    pub(crate) fn set_storing(&self, is_storing: bool) {
+        self.0.is_storeless.store(!is_storing, Ordering::SeqCst);
     }
 
     /// What the bus was told since the last call.
@@ -293,12 +313,55 @@ impl BusHandle for Handle {
     }
 
     fn sessions(&self) -> Option<Arc<dyn Sessions>> {
-        Some(self.bus.0.sessions.of(&self.namespace))
+        Some(Arc::new(Store {
+            sessions: self.bus.0.sessions.of(&self.namespace),
+            is_away: Arc::clone(&self.bus.0.is_storeless),
+        }))
     }
 
     fn ask(&self, question: Question, timeout: Duration) -> BusFuture<Result<Answered, BusError>> {
         self.bus.note(format!("ask {question:?} for {timeout:?}"));
         Box::pin(ready(Ok(self.bus.0.answered.lock().clone())))
+    }
+}
+
+/// Sessions that cannot be reached at times.
+struct Store {
+    sessions: Arc<dyn Sessions>,
+    is_away: Arc<AtomicBool>,
+}
+
+impl Store {
+    fn reach<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&dyn Sessions) -> BusFuture<Result<T, BusError>>,
+    ) -> BusFuture<Result<T, BusError>> {
+        if self.is_away.load(Ordering::SeqCst) {
+            return Box::pin(ready(Err(BusError::Unavailable("cut off".into()))));
+        }
+        run(&*self.sessions)
+    }
+}
+
+impl Sessions for Store {
+    fn create(&self, session: Session) -> BusFuture<Result<(), BusError>> {
+        self.reach(|sessions| sessions.create(session))
+    }
+
+    fn update(&self, session: Session) -> BusFuture<Result<bool, BusError>> {
+        self.reach(|sessions| sessions.update(session))
+    }
+
+    fn remove(&self, pid: &str, owner: &str) -> BusFuture<Result<bool, BusError>> {
+        self.reach(|sessions| sessions.remove(pid, owner))
+    }
+
+    fn refresh(&self, pids: &[Box<str>], life: Duration) -> BusFuture<Result<Vec<bool>, BusError>> {
+        self.reach(|sessions| sessions.refresh(pids, life))
+    }
+
+    fn take(&self, pid: &str, owner: &str) -> BusFuture<Result<Option<Taken>, BusError>> {
+        self.reach(|sessions| sessions.take(pid, owner))
     }
 }
 

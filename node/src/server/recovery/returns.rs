@@ -21,6 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use super::writer::Queue;
 use crate::clock::Stopwatch;
 
 /// The time between two tries to take a session.
@@ -59,10 +60,12 @@ impl Returns {
     }
 
     /// Takes a session for `owner`, within `bound`. `None`: there is none. Clients do not wait for
-    /// a store that is unreachable for longer than `kept`.
+    /// a store that is unreachable for longer than `kept`. What this node still has to write of the
+    /// session is written first.
     pub(super) async fn take(
         self: &Arc<Self>,
         sessions: &dyn Sessions,
+        queue: &Queue,
         (pid, owner): (&str, &str),
         bound: Duration,
         kept: Duration,
@@ -70,12 +73,19 @@ impl Returns {
         let taking = async {
             let turn = self.turn(pid).await;
             loop {
-                match sessions.take(pid, owner).await {
-                    Ok(taken) => {
-                        self.store_is_back();
-                        return Ok(taken.map(|taken| (turn, taken)));
-                    }
-                    Err(error) => self.may_come_back(&error, kept)?,
+                let unwritten = queue.waiting.lock().unwritten(pid);
+                let error = match unwritten {
+                    Some(error) => error,
+                    None => match sessions.take(pid, owner).await {
+                        Ok(taken) => {
+                            self.store_is_back();
+                            return Ok(taken.map(|taken| (turn, taken)));
+                        }
+                        Err(error) => Some(error),
+                    },
+                };
+                if let Some(error) = error {
+                    self.may_come_back(&error, kept)?;
                 }
                 sleep(RETRY).await;
             }

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! change, end ─▶ queue ─▶ gather for a moment ─▶ write together ─▶ stored
-//!                  ▲                                   │ failed: a change waits again
-//!                  └───────────────────────────────────┤ another one has it: the socket ends
+//!                  ▲                                   │ failed: it waits again
+//!                  └───────────────────────────────────┤ another one has it: the socket ends, or, if
+//!                                                      │ the other one has an older session, that one
 //! every half of a life: extend all, and queue what the store has lost
 //! ```
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
@@ -22,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    LiveNamespace, Recoverable, Recovery, Returns, Socket,
+    LiveNamespace, Record, Recoverable, Recovery, Returns, Socket,
     redelivery::{Absent, given_up},
 };
 use crate::{clock::unix_millis, line_limit::LineLimit, metrics::Metrics};
@@ -37,6 +39,13 @@ const RETRY: Duration = Duration::from_secs(1);
 /// receive again the events that they have acknowledged since.
 const LAZILY: Duration = Duration::from_secs(2);
 
+/// How long after the first notice other nodes are notified again, because those that have lost
+/// Redis as well may not have subscribed yet.
+const NOTIFY_AGAIN: Duration = Duration::from_secs(5);
+
+/// Maximum number of ended sessions that wait for the store to be reachable.
+const MAX_ENDED: usize = 100_000;
+
 /// Sessions that have to be written.
 #[derive(Default)]
 pub(super) struct Queue {
@@ -49,8 +58,12 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 pub(super) struct Waiting {
-    pub(super) changed: Vec<Socket>,
-    pub(super) ended: Vec<Ended>,
+    changed: Vec<Socket>,
+    ended: Vec<Ended>,
+    /// The sessions of both, and of those that are being written, with their number.
+    unwritten: HashMap<Box<str>, usize>,
+    /// Why the last write has failed, until one succeeds.
+    error: Option<BusError>,
     /// Sockets whose acknowledgements have changed.
     pub(super) lazily: Vec<Socket>,
     pub(super) absent: Absent,
@@ -58,21 +71,73 @@ pub(super) struct Waiting {
     pub(super) surplus: usize,
     pub(super) is_writing: bool,
     pub(super) is_closed: bool,
+    /// Whether failed writes are not repeated.
+    pub(super) is_abandoned: bool,
 }
 
-/// The session of a socket that has disconnected.
-pub(super) enum Ended {
-    /// The client may come back.
-    Keep(Socket, Session),
-    Remove {
-        pid: Box<str>,
-        owner: Box<str>,
-    },
+/// A session whose socket has disconnected, or that was taken and cannot be resumed.
+pub(super) struct Ended {
+    pub(super) pid: Box<str>,
+    pub(super) owner: Box<str>,
+    pub(super) socket: Option<Socket>,
+    /// The session if the client may come back. Otherwise it is removed.
+    pub(super) session: Option<Session>,
+    /// When an earlier version in the store ends by itself, in milliseconds since 1970.
+    pub(super) until: u64,
+}
+
+impl Ended {
+    fn recoverable(&self) -> Option<&Recoverable> {
+        self.socket.as_ref()?.recoverable()
+    }
+
+    /// Whether the store had an older version, which another node may have resumed.
+    fn is_outdated(&self) -> bool {
+        self.recoverable()
+            .is_some_and(|recoverable| recoverable.is_outdated.load(Ordering::Relaxed))
+    }
 }
 
 impl Waiting {
     pub(super) fn is_done(&self) -> bool {
         self.changed.is_empty() && self.ended.is_empty() && !self.is_writing
+    }
+
+    /// Whether something of this session is not written yet, and the error for which it may have to
+    /// be written again.
+    pub(super) fn unwritten(&self, pid: &str) -> Option<Option<BusError>> {
+        self.unwritten.get(pid).map(|_| self.error.clone())
+    }
+
+    pub(super) fn push_changed(&mut self, socket: Socket, recoverable: &Recoverable) {
+        *self.unwritten.entry(recoverable.pid.clone()).or_default() += 1;
+        self.changed.push(socket);
+    }
+
+    pub(super) fn push_ended(&mut self, ended: Ended) {
+        *self.unwritten.entry(ended.pid.clone()).or_default() += 1;
+        self.ended.push(ended);
+    }
+
+    /// Something of a session is written, or waits again.
+    fn taken_out(&mut self, pid: &str) {
+        if let Some(count) = self.unwritten.get_mut(pid) {
+            *count -= 1;
+            if *count == 0 {
+                self.unwritten.remove(pid);
+            }
+        }
+    }
+
+    /// Queues an end again whose write has failed, as long as that can make a difference.
+    /// Returns `false` if it is too late.
+    fn repeat(&mut self, ended: Ended) -> bool {
+        let is_useful = !self.is_abandoned && unix_millis() < ended.until;
+        let repeats = is_useful && self.ended.len() < MAX_ENDED;
+        if repeats {
+            self.push_ended(ended);
+        }
+        repeats
     }
 }
 
@@ -175,37 +240,47 @@ impl Writer {
         });
         let written = join_all(changes.collect::<Vec<_>>()).await;
         // After them, so that the end of a socket is written last.
-        let ends = ended
-            .iter()
-            .filter_map(|ended| -> Option<BoxFuture<'_, _>> {
-                Some(match ended {
-                    Ended::Keep(socket, session) => {
-                        let recoverable = socket.recoverable()?;
-                        Box::pin(self.store(recoverable, session.clone()))
-                    }
-                    Ended::Remove { pid, owner } => {
-                        let removing = self.sessions.remove(pid, owner);
-                        Box::pin(async move { removing.await.map(|()| true) })
-                    }
-                })
-            });
+        let ends = ended.iter().map(|ended| -> BoxFuture<'_, _> {
+            match ended.recoverable().zip(ended.session.clone()) {
+                Some((recoverable, session)) => Box::pin(self.store(recoverable, session)),
+                None => self.sessions.remove(&ended.pid, &ended.owner),
+            }
+        });
         let ends = join_all(ends.collect::<Vec<_>>()).await;
         let mut is_done = true;
-        for written in ends {
+        let mut resumed = Vec::new();
+        for (ended, written) in ended.into_iter().zip(ends) {
             self.count(&written);
+            if let Some(recoverable) = ended.recoverable() {
+                recoverable.note(&written);
+            }
+            self.queue.waiting.lock().taken_out(&ended.pid);
+            match written {
+                Ok(false) if ended.is_outdated() => resumed.push(ended),
+                Ok(_) => {}
+                Err(_) => is_done &= !self.queue.waiting.lock().repeat(ended),
+            }
+        }
+        is_done &= self.end_resumed(resumed).await;
+        for socket in &changed {
+            if let Some(recoverable) = socket.recoverable() {
+                self.queue.waiting.lock().taken_out(&recoverable.pid);
+            }
         }
         for (socket, written) in written {
             self.count(&written);
             let Some(recoverable) = socket.recoverable() else {
                 continue;
             };
+            recoverable.note(&written);
             match written {
                 Ok(true) => {}
                 // The client has come back elsewhere, and this node was not notified.
                 Ok(false) => socket.session_taken(),
                 Err(_) => {
                     if !recoverable.is_queued.swap(true, Ordering::AcqRel) {
-                        self.queue.waiting.lock().changed.push(socket.clone());
+                        let mut waiting = self.queue.waiting.lock();
+                        waiting.push_changed(socket.clone(), recoverable);
                     }
                     is_done = false;
                 }
@@ -230,11 +305,70 @@ impl Writer {
         };
         async move {
             let written = storing.await;
-            if written.is_ok() {
-                recoverable.is_stored.store(true, Ordering::Relaxed);
-            }
+            // Also after an error, because another node may have taken what was stored without a
+            // confirmation.
+            recoverable.is_stored.store(true, Ordering::Relaxed);
             written
         }
+    }
+
+    /// Ends sessions that other nodes have resumed without their latest changes, because this node
+    /// could not store these in time. The clients get new sockets, which is how they are told.
+    /// Returns `false` if some of it has to be done again.
+    async fn end_resumed(&self, resumed: Vec<Ended>) -> bool {
+        static LINES: LineLimit = LineLimit::new();
+        let mut is_done = true;
+        let mut notices = Vec::new();
+        for ended in resumed {
+            match self.end_one_resumed(&ended).await {
+                Ok(owner) => notices.extend(ended.socket.zip(owner)),
+                Err(_) => is_done &= !self.queue.waiting.lock().repeat(ended),
+            }
+        }
+        let Some((first, _)) = notices.first() else {
+            return is_done;
+        };
+        if let Some(left_out) = LINES.pass() {
+            let namespace = first.namespace_name();
+            let sessions = notices.len();
+            tracing::warn!(
+                namespace,
+                sessions,
+                left_out,
+                "clients came back to sessions whose latest changes could not be stored: they get new sockets"
+            );
+        }
+        let notify = move || {
+            for (socket, owner) in &notices {
+                socket.live().notify_former(socket.id().as_str(), owner);
+            }
+        };
+        notify();
+        drop(tokio::spawn(async move {
+            sleep(NOTIFY_AGAIN).await;
+            notify();
+        }));
+        is_done
+    }
+
+    /// Makes the session one that cannot be resumed, and returns the owner that had it. The void session
+    /// stays, because its former owner would store a missing one again.
+    async fn end_one_resumed(&self, ended: &Ended) -> Result<Option<Box<str>>, BusError> {
+        let Some(socket) = &ended.socket else {
+            return Ok(None);
+        };
+        let Some(taken) = self.sessions.take(&ended.pid, &ended.owner).await? else {
+            return Ok(None);
+        };
+        let session = Session {
+            pid: ended.pid.clone(),
+            owner: ended.owner.clone(),
+            value: Record::void(socket, &ended.owner),
+            life: self.life(),
+        };
+        self.sessions.update(session).await?;
+        socket.live().count_recovery("incomplete");
+        Ok(Some(taken.owner))
     }
 
     async fn refresh(&self) {
@@ -276,6 +410,7 @@ impl Writer {
 
     fn count(&self, written: &Result<bool, BusError>) {
         static LINES: LineLimit = LineLimit::new();
+        self.queue.waiting.lock().error = written.as_ref().err().cloned();
         let outcome = match written {
             Ok(_) => {
                 self.returns.store_is_back();
