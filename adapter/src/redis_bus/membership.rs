@@ -63,6 +63,8 @@ pub(super) struct Membership {
     metrics: MembershipMetrics,
     /// About the loss of the own lease.
     lost: Warnings,
+    /// About a refusal to renew it.
+    refused: Warnings,
     /// About nodes without a lease.
     without_lease: Warnings,
 }
@@ -104,6 +106,7 @@ impl Membership {
             peers: Peers::default(),
             metrics,
             lost: Warnings::every(WARNING_INTERVAL),
+            refused: Warnings::every(WARNING_INTERVAL),
             without_lease: Warnings::every(WARNING_INTERVAL),
         }
     }
@@ -113,9 +116,16 @@ impl Membership {
     /// leave in one write, because each command that is sent alone wakes Redis by itself.
     pub(super) async fn renew(&self, namespace: Option<&str>) -> Result<usize, PublishError> {
         let renewed = self.try_renew(namespace).await;
-        if renewed.is_err() {
+        if let Err(error) = &renewed {
             self.metrics.nodes.set(0);
             self.metrics.foreign.set(0);
+            if let PublishError::Refused(reason) = error {
+                // The leases of the others lapse for the same reason.
+                self.peers.keep();
+                self.refused.warn(|_| {
+                    tracing::warn!(%reason, "Redis refuses the lease of this node, so others may take it for dead");
+                });
+            }
         }
         renewed
     }

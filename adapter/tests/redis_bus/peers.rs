@@ -1,13 +1,13 @@
 //! Where nodes are reached, as they state it beside their leases.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use roomcast_adapter::{Bus, Health, NodeId, Peer, RedisBus, RedisConfig};
 use tokio::time::{sleep, timeout};
 
 use crate::{
     deployment::{Deployment, connect},
-    node::DEADLINE,
+    node::{DEADLINE, eventually},
 };
 
 /// A node that states this address.
@@ -65,6 +65,34 @@ async fn a_node_that_ends_without_a_goodbye_is_found_until_its_lease_is_over() {
         }
     };
     timeout(DEADLINE, gone).await.expect("its lease ends");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_are_found_while_redis_refuses_to_renew_leases() {
+    let deployment = Deployment::start();
+    let (one, _) = stating(&deployment, "10.0.0.1:1").await;
+    let (two, two_id) = stating(&deployment, "10.0.0.2:2").await;
+    one.read_peers().await;
+    let server = &deployment.server;
+    server.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    let leases = deployment.channels().leases();
+    eventually("all leases have lapsed", || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let now = now.as_millis().to_string();
+        server.command(&["ZCOUNT", &leases, &now, "+inf"]) == ":0\r\n"
+    })
+    .await;
+    one.read_peers().await;
+    assert!(one.find_peer(tag(&two_id)).is_some());
+    assert!(one.nodes().contains(&two_id));
+    drop(two);
+    server.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    let gone = async {
+        while one.find_peer(tag(&two_id)).is_some() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(DEADLINE, gone).await.expect("it is not kept");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
