@@ -150,6 +150,30 @@ async fn what_redis_refuses_is_neither_stored_nor_published() {
     within(journal.broadcast(event(&[], 9))).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_that_is_lost_after_a_broadcast_is_published_does_not_make_it_an_error() {
+    for right in ["expire", "set"] {
+        let deployment = Deployment::start();
+        let node = deployment.node().await;
+        let journal = node.log(JournalLimits::default());
+        let history = log(&node);
+        let lost = format!("-{right}");
+        deployment
+            .server
+            .command(&["ACL", "SETUSER", "default", &lost]);
+        let stored = journal.broadcast(event(&[], 1));
+        within(stored).await.unwrap();
+        assert_eq!(node.stored(1).await.len(), 1, "{right}");
+        // The journal counts within the same namespace, and has lost its counter if it could not be set.
+        let others = deployment.node_in("/chat").await;
+        let history = match right {
+            "set" => log(&others),
+            _ => history,
+        };
+        publish(&history, 2).await.unwrap();
+    }
+}
+
 /// Nobody may hear what is not stored.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_reply_the_outcome_is_unconfirmed_and_both_or_neither_has_happened() {

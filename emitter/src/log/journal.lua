@@ -72,8 +72,9 @@ for at = 7, #ARGV do
   previous, id = name, id + 1
 end
 local is_due = clock[1] - touched > ARGV[6] / 16
+-- What follows is published already, so an error of Redis must not become that of the broadcasts.
 if not is_due then
-  call('SET', KEYS[1], previous .. ':' .. size .. ':' .. touched, 'KEEPTTL')
+  pcall('SET', KEYS[1], previous .. ':' .. size .. ':' .. touched, 'KEEPTTL')
   -- Whether one of the ids is a multiple of 16.
   if (id - 1) % 16 > id - 1 - first then
     return reply

@@ -16,7 +16,11 @@ end
 redis.call('SET', result, fingerprint, 'PX', lifetime)
 local published, members
 if #KEYS > 1 then
-  published = append()
+  local is_done
+  is_done, published = pcall(append)
+  if not is_done and type(published) ~= 'table' then
+    published = redis.error_reply(published)
+  end
 elseif #KEYS == 1 then
   members = table.remove(ARGV, 1)
   published = redis.pcall(unpack(ARGV))

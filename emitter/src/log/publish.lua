@@ -76,6 +76,7 @@ if type(receivers) == 'table' then
   return receivers
 end
 
+-- What follows is published already, so an error of Redis must not become that of the broadcast.
 for at = 2, #KEYS do
   local max_bytes, age = tonumber(ARGV[3 * at + 1]), tonumber(ARGV[3 * at + 2])
   if at == 2 and has_journal then
@@ -84,17 +85,17 @@ for at = 2, #KEYS do
       trim(KEYS[at], id, bytes[at], max_bytes, now, age)
     end
     if is_due then
-      redis.call('EXPIRE', KEYS[at], age + math.ceil(age / 16))
+      redis.pcall('EXPIRE', KEYS[at], age + math.ceil(age / 16))
       touched = seconds
     end
   else
     trim(KEYS[at], id, bytes[at], max_bytes, now, age)
-    redis.call('EXPIRE', KEYS[at], age)
+    redis.pcall('EXPIRE', KEYS[at], age)
   end
 end
 counter = id
 if has_journal then
   counter = counter .. ':' .. bytes[2] .. ':' .. touched
 end
-redis.call('SET', KEYS[1], counter, 'EX', ARGV[4])
+redis.pcall('SET', KEYS[1], counter, 'EX', ARGV[4])
 return { id, tonumber(now), receivers, previous }

@@ -320,14 +320,19 @@ async fn a_key_may_be_used_again_when_its_time_is_over_or_nothing_was_published(
         }
     }
     let emitter = journal.emitter(Parser::Msgpack).await;
-    let emit = || emitter.of("/").idempotency_key("refused").emit("a", 1);
-    journal
-        .redis
-        .command(&["ACL", "SETUSER", "default", "-publish"]);
-    let refused = emit().await;
-    assert_matches!(refused, Err(EmitError::Refused(_)));
-    journal
-        .redis
-        .command(&["ACL", "SETUSER", "default", "+publish"]);
-    assert!(!emit().await.unwrap().is_replayed);
+    for (right, key) in [("publish", "unpublished"), ("xadd", "unstored")] {
+        let emit = || emitter.of("/").idempotency_key(key).emit("a", 1);
+        let set = |sign: char| {
+            let right = format!("{sign}{right}");
+            journal
+                .redis
+                .command(&["ACL", "SETUSER", "default", &right]);
+        };
+        set('-');
+        for _ in 0..2 {
+            assert_matches!(emit().await, Err(EmitError::Refused(_)));
+        }
+        set('+');
+        assert!(!emit().await.unwrap().is_replayed);
+    }
 }
