@@ -28,7 +28,7 @@ use std::{
 use parking_lot::Mutex;
 use redis::{
     Pipeline, PushInfo, PushKind, RedisError, Value,
-    aio::{AsyncPushSender, MultiplexedConnection, SendError},
+    aio::{AsyncPushSender, SendError},
 };
 use roomcast_protocol::{
     channel::{Dialect, Kind, slot, uid},
@@ -40,7 +40,7 @@ use tokio::time::timeout;
 use crate::{
     error::EmitError,
     membership::{PendingQuestions, TooManyQuestions},
-    redis::{Address, ConnectError, Endpoint, Purpose, Topology, error_text},
+    redis::{Address, ConnectError, Endpoint, Multiplexed, Purpose, Topology, error_text},
     signing::Signer,
 };
 
@@ -173,7 +173,7 @@ fn unreachable(error: &ConnectError) -> EmitError {
 
 /// One connection for answers.
 struct AnswerConnection {
-    inner: MultiplexedConnection,
+    inner: Multiplexed,
     receiver: Arc<Receiver>,
     /// The namespaces whose channels are confirmed. Held while one is subscribed.
     namespaces: tokio::sync::Mutex<HashMap<Arc<str>, Vec<String>>>,

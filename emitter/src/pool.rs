@@ -8,13 +8,13 @@
 //! Redis may publish the message a moment later. It is replaced at each checkout, because the pool
 //! belongs to the application.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use deadpool_redis::{Connection, Pool, PoolError};
-use redis::{ErrorKind, Pipeline, RedisError, Value};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisWrite, Value};
 use tokio::time::timeout;
 
-use crate::redis::{PublishError, accepted, error_text};
+use crate::redis::{Commands, PublishError, accepted, error_text};
 
 /// Timeout for a connection of the pool, and then for each reply.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,29 +31,35 @@ impl PoolPublisher {
     }
 
     /// Sends commands and returns their replies, both in order.
-    pub(crate) async fn send(&self, pipelines: &[&Pipeline]) -> Vec<Result<Value, PublishError>> {
+    pub(crate) async fn send(&self, pieces: &[Arc<Commands>]) -> Vec<Result<Value, PublishError>> {
         let mut replies = Vec::new();
         // One connection for all of them, or they could overtake each other.
         let mut connection = None;
-        for pipeline in pipelines {
-            match self.send_pipeline(&mut connection, pipeline).await {
+        for piece in pieces {
+            match self.send_piece(&mut connection, piece).await {
                 Ok(values) => replies.extend(values.into_iter().map(|value| accepted(Ok(value)))),
-                Err(error) => replies.extend(pipeline.cmd_iter().map(|_| Err(error.clone()))),
+                Err(error) => replies.extend(piece.iter().map(|_| Err(error.clone()))),
             }
         }
         replies
     }
 
-    async fn send_pipeline(
+    async fn send_piece(
         &self,
         connection: &mut Option<Connection>,
-        pipeline: &Pipeline,
+        piece: &Commands,
     ) -> Result<Vec<Value>, PublishError> {
         let mut open = match connection.take() {
             Some(open) => open,
             None => self.checkout().await?,
         };
-        let sent = open.send_packed_commands(pipeline, 0, pipeline.len()).await;
+        let mut pipeline = Pipeline::with_capacity(piece.len());
+        for words in piece.iter() {
+            let mut command = Cmd::new();
+            words.for_each(|word| command.write_arg(word));
+            pipeline.add_command(command);
+        }
+        let sent = open.send_packed_commands(&pipeline, 0, piece.len()).await;
         let values = sent.map_err(|error| unconfirmed(&error))?;
         // Only a connection that has worked can be used for the next pipeline.
         *connection = Some(open);

@@ -1,7 +1,7 @@
 //! Redis, for authors of buses: from one URL to connections, the slots of a cluster, and
 //! publishing.
 //!
-//! The protocol, TLS, login and Unix sockets come from the `redis` crate. This module adds:
+//! Login, subscriptions and the reading of replies come from the `redis` crate. This module adds:
 //!
 //! - [`RedisUrl`]: one setting for a server, Sentinels or a cluster, with errors for operators;
 //! - [`Endpoint`]: finds the server and returns a [`Connection`] that is checked and
@@ -16,10 +16,12 @@
 //!
 //! ```text
 //!   publisher ─▶ routing ─▶ link ─▶ queue ─▶ outcome
-//!       └───────────┴────────┴─▶ cluster, sentinel ─▶ connect ─▶ slots, reply, error, url
+//!       └───────────┴────────┴─▶ cluster, sentinel ─▶ connect ─▶ wire ─▶ stream, commands
+//!                                                        └─▶ slots, reply, error, url
 //! ```
 
 mod cluster;
+mod commands;
 mod connect;
 mod error;
 mod link;
@@ -31,13 +33,15 @@ mod reply;
 mod routing;
 mod sentinel;
 mod slots;
+mod stream;
 mod url;
+mod wire;
 
 pub use self::{
     cluster::Cluster,
     connect::{
-        CONNECT_TIMEOUT, Connection, Endpoint, Mode, Purpose, Push, RESPONSE_TIMEOUT, ServerInfo,
-        Topology,
+        CONNECT_TIMEOUT, Connection, Endpoint, Mode, Multiplexed, Purpose, Push, RESPONSE_TIMEOUT,
+        ServerInfo, Topology,
     },
     error::ConnectError,
     outcome::{PublishError, PublisherConfig, PublisherState, PublisherStats},
@@ -49,8 +53,8 @@ pub use self::{
     url::{Address, RedisUrl, UrlError},
 };
 pub(crate) use self::{
+    commands::{Commands, Words},
     error::text as error_text,
     outcome::{accepted, receivers},
-    publisher::{PublishingMany, publish_command},
-    queue::bytes_of,
+    publisher::PublishingMany,
 };

@@ -17,10 +17,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use redis::{PushInfo, aio::MultiplexedConnection, cmd};
+use redis::{PushInfo, cmd};
 use roomcast_emitter::{
     backoff::Backoff,
-    redis::{Address, CONNECT_TIMEOUT, Endpoint, Purpose, Push, Reply, Topology},
+    redis::{Address, CONNECT_TIMEOUT, Endpoint, Multiplexed, Purpose, Push, Reply, Topology},
     vital::vital,
 };
 use tokio::{
@@ -330,7 +330,7 @@ impl Task {
         Ok(reason)
     }
 
-    async fn connect(&self, incoming: &Arc<Incoming>) -> Result<MultiplexedConnection, Box<str>> {
+    async fn connect(&self, incoming: &Arc<Incoming>) -> Result<Multiplexed, Box<str>> {
         let Target {
             endpoint, address, ..
         } = &self.target;
@@ -356,7 +356,7 @@ impl Task {
 
 /// Resolves once the server is no longer the primary. It keeps its connections, and messages
 /// published to a replica reach only its own subscribers, so probes do not detect this.
-async fn demoted(mut connection: MultiplexedConnection) {
+async fn demoted(mut connection: Multiplexed) {
     loop {
         time::sleep(ROLE_INTERVAL).await;
         // Unlike `ROLE`, every user may send this.

@@ -28,10 +28,8 @@ use futures_util::{
     future::BoxFuture,
     stream::{FuturesUnordered, StreamExt},
 };
-use redis::{
-    ErrorKind, Pipeline, PushKind, RedisError, RedisResult, Value, aio::MultiplexedConnection,
-};
-use roomcast_emitter::backoff::Backoff;
+use redis::{ErrorKind, Pipeline, PushKind, RedisError, RedisResult, Value};
+use roomcast_emitter::{backoff::Backoff, redis::Multiplexed};
 use tokio::time::{self, Instant};
 
 use super::{
@@ -54,7 +52,7 @@ pub(super) struct Session<'a> {
     config: &'a SubscriberConfig,
     shared: &'a Shared,
     incoming: &'a Incoming,
-    connection: MultiplexedConnection,
+    connection: Multiplexed,
     probe_channel: &'a Arc<str>,
     began: Instant,
     /// How many names were wanted when the connection was made.
@@ -74,7 +72,7 @@ impl<'a> Session<'a> {
         config: &'a SubscriberConfig,
         shared: &'a Shared,
         incoming: &'a Incoming,
-        connection: MultiplexedConnection,
+        connection: Multiplexed,
         probe_channel: &'a Arc<str>,
     ) -> Self {
         let mut subscriptions = shared.subscriptions.lock();
@@ -293,7 +291,7 @@ impl Shared {
 
 /// Sends a batch and waits for the reply, for as long as it takes: the probe decides when the
 /// connection is given up.
-async fn send(mut connection: MultiplexedConnection, batch: Batch) -> (Batch, Reply) {
+async fn send(mut connection: Multiplexed, batch: Batch) -> (Batch, Reply) {
     let names: Vec<&str> = batch.names.iter().map(|name| &**name).collect();
     let sent = match (batch.kind, batch.subscribes) {
         (SubscriptionKind::Channel, true) => connection.subscribe(names).await,
@@ -310,11 +308,7 @@ async fn send(mut connection: MultiplexedConnection, batch: Batch) -> (Batch, Re
 
 /// A command for each name, in one pipeline: the names may belong to different slots, and the
 /// crate does not know that `SSUBSCRIBE` has a confirmation for each name.
-async fn send_each(
-    connection: &mut MultiplexedConnection,
-    subscribes: bool,
-    names: &[&str],
-) -> Reply {
+async fn send_each(connection: &mut Multiplexed, subscribes: bool, names: &[&str]) -> Reply {
     let command = if subscribes {
         "SSUBSCRIBE"
     } else {

@@ -156,13 +156,15 @@ impl Messages {
     }
 
     fn add(&mut self, namespace: &str, message: &Message) -> Result<(), EmitError> {
-        let command = self.core.encoder.message(namespace, message)?;
         // Members are counted by namespace, because Redis does not report the readers of a stream.
         let mark = match self.core.encoder.has_stream() {
             true => Mark::Journaled(self.number(namespace)),
             false => Mark::Plain,
         };
-        self.unsent.push(command, mark, self.limit)
+        let encoder = &self.core.encoder;
+        self.unsent.push(mark, self.limit, |commands| {
+            encoder.write_message(commands, namespace, message)
+        })
     }
 }
 
@@ -225,10 +227,10 @@ impl BatchOperator<'_> {
             ..
         } = self.messages;
         let broadcast = (&*self.target, event, &args);
-        let command = core
-            .encoder
-            .broadcast(&self.namespace, broadcast, payload)?;
-        unsent.push(command, mark, *limit)
+        unsent.push(mark, *limit, |commands| {
+            let encoder = &core.encoder;
+            encoder.write_broadcast(commands, &self.namespace, broadcast, payload)
+        })
     }
 
     /// Makes the selected sockets join rooms.

@@ -504,13 +504,14 @@ impl Core {
         if let Err(error) = self.read_clock().await {
             return fail_all(unsent.len(), &error);
         }
-        let sealed = unsent.map(|channel, message| {
-            let sealed = signer.seal(channel, message);
-            sealed.map(|payload| self.encoder.command(channel, &payload))
+        let sealed = unsent.map(|commands, channel, message| {
+            let sealed = signer.seal(channel, message).ok_or_else(no_time)?;
+            self.encoder.write(commands, channel, &sealed);
+            Ok(())
         });
         match sealed {
-            Some(sealed) => self.transport.publish_all(&sealed).await,
-            None => fail_all(unsent.len(), &no_time()),
+            Ok(sealed) => self.transport.publish_all(&sealed).await,
+            Err(error) => fail_all(unsent.len(), &error),
         }
     }
 
@@ -622,11 +623,11 @@ impl Core {
         let is_broadcast = !matches!(about, About::Nothing);
         let mut unsent = Unsent::default();
         for publication in message.iter().chain(&asked) {
-            unsent.push(
-                self.encoder.publication(publication),
-                Mark::Plain,
-                usize::MAX,
-            )?;
+            unsent.push(Mark::Plain, usize::MAX, |commands| {
+                let Publication { channel, payload } = publication;
+                self.encoder.write(commands, channel, payload);
+                Ok(())
+            })?;
         }
         // Counted just before: a node that joins later does not receive the question.
         let publishing = async {

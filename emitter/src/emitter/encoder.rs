@@ -3,9 +3,8 @@
 //! The payload is written by `roomcast-protocol`; here it becomes the last word of a PUBLISH. It is
 //! first written to a buffer because RESP puts the length of a word in front of it.
 
-use std::{io::Write, sync::Arc};
+use std::sync::Arc;
 
-use redis::{Cmd, RedisWrite};
 use roomcast_protocol::{
     args::Args,
     channel::{Dialect, EMITTER_UID},
@@ -14,11 +13,7 @@ use roomcast_protocol::{
     wire::{Entry, Publication, Wire},
 };
 
-use super::transport::words;
-use crate::{error::EmitError, recent_joins::RecentJoins, redis::publish_command};
-
-/// The bytes that most messages have in addition to their arguments and names.
-const ENVELOPE_BYTES: usize = 128;
+use crate::{error::EmitError, recent_joins::RecentJoins, redis::Commands};
 
 /// Encodes messages in the dialect of the cluster.
 pub(crate) struct Encoder {
@@ -82,33 +77,36 @@ impl Encoder {
         words.map(|word| word.as_bytes().to_vec()).collect()
     }
 
-    /// The command that publishes a message.
-    pub(super) fn message(&self, namespace: &str, message: &Message) -> Result<Cmd, EmitError> {
-        if self.has_stream() {
-            return Ok(words(&self.entry(namespace, message, None)?));
-        }
-        Ok(self.publication(&self.encode(namespace, message)?))
-    }
-
-    pub(super) fn publication(&self, publication: &Publication) -> Cmd {
-        self.command(&publication.channel, &publication.payload)
-    }
-
-    pub(super) fn command(&self, channel: &str, payload: &[u8]) -> Cmd {
-        let bytes = channel.len() + payload.len();
-        publish_command(self.is_sharded, bytes, |command| {
-            command.arg(channel).arg(payload);
-        })
-    }
-
-    /// The command for a broadcast; a batch has many of them: no message is built for each.
-    /// `payload` is memory to work with.
-    pub(super) fn broadcast(
+    /// Appends the command that publishes a message.
+    pub(super) fn write_message(
         &self,
+        commands: &mut Commands,
+        namespace: &str,
+        message: &Message,
+    ) -> Result<(), EmitError> {
+        if self.has_stream() {
+            commands.push(&self.entry(namespace, message, None)?);
+        } else {
+            let publication = self.encode(namespace, message)?;
+            self.write(commands, &publication.channel, &publication.payload);
+        }
+        Ok(())
+    }
+
+    /// Appends the command that publishes a payload.
+    pub(super) fn write(&self, commands: &mut Commands, channel: &str, payload: &[u8]) {
+        commands.push_publish(self.is_sharded, &[channel], payload);
+    }
+
+    /// Appends the command for a broadcast; a batch has many of them: no message is built for each.
+    /// `payload` is memory to work with.
+    pub(super) fn write_broadcast(
+        &self,
+        commands: &mut Commands,
         namespace: &str,
         broadcast: (&Target, &str, &Args),
         payload: &mut Vec<u8>,
-    ) -> Result<Cmd, EmitError> {
+    ) -> Result<(), EmitError> {
         if self.has_stream() {
             let (target, event, args) = broadcast;
             let broadcast = Broadcast {
@@ -116,7 +114,8 @@ impl Encoder {
                 event: event.into(),
                 args: args.clone(),
             };
-            return self.message(namespace, &Message::Broadcast(broadcast));
+            let message = Message::Broadcast(broadcast);
+            return self.write_message(commands, namespace, &message);
         }
         check_namespace(namespace)?;
         payload.clear();
@@ -130,16 +129,8 @@ impl Encoder {
             Some(channel) => [channel, "", "", "", "", ""],
             None => channels.parts_for_target(namespace, broadcast.0),
         };
-        let bytes = ENVELOPE_BYTES + payload.len();
-        Ok(publish_command(self.is_sharded, bytes, |command| {
-            let mut out = command.writer_for_next_arg();
-            for part in channel {
-                // Memory takes all.
-                let _ = out.write_all(part.as_bytes());
-            }
-            drop(out);
-            command.write_arg(payload);
-        }))
+        commands.push_publish(self.is_sharded, &channel, payload);
+        Ok(())
     }
 }
 

@@ -11,21 +11,17 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use redis::{Pipeline, ToRedisArgs, Value};
+use redis::Value;
 use roomcast_protocol::{channel::Channels, receipt::Receipt, wire::Publication};
 
-use super::{
-    encoder::Encoder,
-    results::Delivery,
-    unsent::{Mark, Piece, Unsent},
-};
+use super::{encoder::Encoder, results::Delivery, unsent::Unsent};
 #[cfg(feature = "pool")]
 use crate::pool::PoolPublisher;
 use crate::{
     error::EmitError,
     log::{self, JOURNAL, KeyReused, Names, Once, Placed, PublishedOnce, Script, appended},
     membership::{self, Counted, Leases},
-    redis::{PublishError, Publisher, PublishingMany, Reply, Route, receivers},
+    redis::{Commands, PublishError, Publisher, PublishingMany, Reply, Route, receivers},
 };
 
 /// The bytes of a batch that are in flight to Redis at a time: enough that neither side waits for
@@ -61,9 +57,9 @@ impl Transport {
             }
             #[cfg(feature = "pool")]
             Self::Pool(pool) => {
-                let mut unsent = Unsent::default();
-                unsent.push(encoder.publication(publication), Mark::Plain, usize::MAX)?;
-                let reply = publish_over(pool, &unsent).await.pop();
+                let mut commands = Commands::default();
+                encoder.write(&mut commands, &publication.channel, &publication.payload);
+                let reply = publish_over(pool, &[commands.into()]).await.pop();
                 reply.expect("there is one reply for each command")
             }
         }
@@ -88,7 +84,7 @@ impl Transport {
                 window.results
             }
             #[cfg(feature = "pool")]
-            Self::Pool(pool) => publish_over(pool, unsent).await,
+            Self::Pool(pool) => publish_over(pool, unsent.pieces()).await,
         }
     }
 
@@ -264,7 +260,7 @@ impl Transport {
     }
 
     /// Sends commands, all of them before the first reply is awaited, and returns the replies.
-    async fn send<W: AsRef<[u8]> + ToRedisArgs>(
+    async fn send<W: AsRef<[u8]>>(
         &self,
         commands: &[Vec<W>],
         route: Route<'_>,
@@ -281,7 +277,7 @@ impl Transport {
             }
             #[cfg(feature = "pool")]
             Self::Pool(pool) => {
-                let replies = pool.send(&[&pipeline(commands)]).await.into_iter();
+                let replies = pool.send(&[gathered(commands)]).await.into_iter();
                 replies
                     .map(|reply| reply.map(|reply| vec![reply]))
                     .collect()
@@ -316,13 +312,14 @@ struct Window<'a> {
 }
 
 impl Window<'_> {
-    async fn publish(&mut self, piece: &Piece) {
-        while self.bytes > 0 && self.bytes + piece.bytes > WINDOW_BYTES {
+    async fn publish(&mut self, piece: &Arc<Commands>) {
+        let bytes = piece.bytes().len();
+        while self.bytes > 0 && self.bytes + bytes > WINDOW_BYTES {
             self.settle().await;
         }
-        let publishing = self.publisher.publish_many(&piece.commands, piece.bytes);
-        self.under_way.push_back((piece.bytes, publishing));
-        self.bytes += piece.bytes;
+        let publishing = self.publisher.publish_many(piece);
+        self.under_way.push_back((bytes, publishing));
+        self.bytes += bytes;
     }
 
     /// Waits for the first piece.
@@ -339,30 +336,23 @@ impl Window<'_> {
 }
 
 #[cfg(feature = "pool")]
-async fn publish_over(pool: &PoolPublisher, unsent: &Unsent) -> Vec<Result<usize, EmitError>> {
-    let pieces = unsent.pieces().iter();
-    let pipelines: Vec<_> = pieces.map(|piece| &*piece.commands).collect();
-    let replies = pool.send(&pipelines).await.into_iter();
+async fn publish_over(
+    pool: &PoolPublisher,
+    pieces: &[Arc<Commands>],
+) -> Vec<Result<usize, EmitError>> {
+    let replies = pool.send(pieces).await.into_iter();
     replies
         .map(|reply| nodes(reply.and_then(|value| receivers(Ok(value)))))
         .collect()
 }
 
-/// A command of these words.
-pub(super) fn words<W: ToRedisArgs>(words: &[W]) -> redis::Cmd {
-    words.iter().fold(redis::Cmd::new(), |mut command, word| {
-        command.arg(word);
-        command
-    })
-}
-
 #[cfg(feature = "pool")]
-fn pipeline<W: ToRedisArgs>(commands: &[Vec<W>]) -> Pipeline {
-    let mut pipeline = Pipeline::with_capacity(commands.len());
-    for command in commands {
-        pipeline.add_command(words(command));
+fn gathered<W: AsRef<[u8]>>(commands: &[Vec<W>]) -> Arc<Commands> {
+    let mut gathered = Commands::default();
+    for words in commands {
+        gathered.push(words);
     }
-    pipeline
+    gathered.into()
 }
 
 fn nodes(published: Result<u64, PublishError>) -> Result<usize, EmitError> {

@@ -1,15 +1,17 @@
 //! The content of a batch: commands in pieces that Redis reads at once.
 //!
-//! Each piece is a pipeline of the `redis` crate behind an `Arc`. The link sends it unchanged, and
+//! Each piece is in one part of memory behind an `Arc`. The link sends it unchanged, and
 //! the batch keeps it until all replies have arrived: if some of its messages were not published,
 //! they are selected and sent again. So the common case, in which nothing fails, copies nothing.
 
 use std::{borrow::Cow, sync::Arc};
 
-use redis::{Arg, Cmd, Pipeline};
-
 use super::journals::Journal;
-use crate::{error::EmitError, log::Once};
+use crate::{
+    error::EmitError,
+    log::Once,
+    redis::{Commands, Words},
+};
 
 /// Bytes after which a further command begins a new piece. Redis reads as much at a time.
 const PIECE_BYTES: usize = 16 << 10;
@@ -17,7 +19,8 @@ const PIECE_BYTES: usize = 16 << 10;
 /// Commands in their order.
 #[derive(Clone, Default)]
 pub(super) struct Unsent {
-    pieces: Vec<Piece>,
+    /// Kept until all have their replies, for a retry.
+    pieces: Vec<Arc<Commands>>,
     /// One for each command.
     marks: Vec<Mark>,
     bytes: usize,
@@ -53,40 +56,33 @@ pub(super) enum Run<'a> {
     Appended(&'a Journal, Vec<&'a [u8]>),
 }
 
-/// Commands that are sent together. Kept until all have their replies, for a retry.
-#[derive(Clone)]
-pub(super) struct Piece {
-    pub(super) commands: Arc<Pipeline>,
-    pub(super) bytes: usize,
-}
-
 impl Unsent {
-    /// Adds a command, unless all of them would take more bytes than the limit.
-    pub(super) fn push(&mut self, command: Cmd, mark: Mark, limit: usize) -> Result<(), EmitError> {
-        let bytes = crate::redis::bytes_of(&command);
+    /// Adds a command, which `write` appends, unless all of them would take more bytes than the limit.
+    pub(super) fn push(
+        &mut self,
+        mark: Mark,
+        limit: usize,
+        write: impl FnOnce(&mut Commands) -> Result<(), EmitError>,
+    ) -> Result<(), EmitError> {
+        let last = self.pieces.last();
+        if last.is_none_or(|last| last.bytes().len() >= PIECE_BYTES) {
+            self.pieces.push(Arc::default());
+        }
+        let piece = self.pieces.last_mut().expect("there is one");
+        let piece = Arc::make_mut(piece);
+        let (count, before) = (piece.len(), piece.bytes().len());
+        write(piece)?;
+        let bytes = piece.bytes().len() - before;
         if bytes > limit.saturating_sub(self.bytes) {
+            piece.truncate(count);
             return Err(EmitError::BatchFull { limit });
         }
         self.bytes += bytes;
         self.marks.push(mark);
-        if let Some(piece) = self.pieces.last_mut()
-            && piece.bytes < PIECE_BYTES
-            && let Some(commands) = Arc::get_mut(&mut piece.commands)
-        {
-            commands.add_command(command);
-            piece.bytes += bytes;
-            return Ok(());
-        }
-        let mut commands = Pipeline::new();
-        commands.add_command(command);
-        self.pieces.push(Piece {
-            commands: Arc::new(commands),
-            bytes,
-        });
         Ok(())
     }
 
-    pub(super) fn pieces(&self) -> &[Piece] {
+    pub(super) fn pieces(&self) -> &[Arc<Commands>] {
         &self.pieces
     }
 
@@ -119,7 +115,8 @@ impl Unsent {
                 Mark::Plain => None,
                 Mark::Journaled(namespace) => journals.get(*namespace).and_then(Option::as_ref),
                 Mark::Keyed(keyed) => {
-                    let (namespace, keyed) = (keyed.namespace, (&**keyed, words(command)));
+                    let words = command.map(<[u8]>::to_vec).collect();
+                    let (namespace, keyed) = (keyed.namespace, (&**keyed, words));
                     match runs.last_mut() {
                         Some(Run::Keyed(of, run)) if *of == namespace => run.push(keyed),
                         _ => runs.push(Run::Keyed(namespace, vec![keyed])),
@@ -127,10 +124,7 @@ impl Unsent {
                     continue;
                 }
             };
-            let payload = match command.args_iter().nth(2) {
-                Some(Arg::Simple(payload)) => Some(payload),
-                _ => None,
-            };
+            let payload = command.clone().nth(2);
             match (runs.last_mut(), journal.zip(payload)) {
                 (Some(Run::Appended(of, payloads)), Some((journal, payload)))
                     if std::ptr::eq(*of, journal) =>
@@ -152,33 +146,40 @@ impl Unsent {
     /// The words of all commands, and their marks.
     pub(super) fn words(&self) -> impl Iterator<Item = (Vec<Vec<u8>>, &Mark)> {
         self.commands()
-            .map(|(command, mark)| (words(command), mark))
+            .map(|(command, mark)| (command.map(<[u8]>::to_vec).collect(), mark))
     }
 
-    fn commands(&self) -> impl Iterator<Item = (&Cmd, &Mark)> {
-        let commands = self.pieces.iter();
-        let commands = commands.flat_map(|piece| piece.commands.cmd_iter());
+    fn commands(&self) -> impl Iterator<Item = (Words<'_>, &Mark)> {
+        let commands = self.pieces.iter().flat_map(|piece| piece.iter());
         commands.zip(&self.marks)
     }
 
     /// Adds a copy of a command.
-    fn add(&mut self, command: &Cmd, mark: &Mark) {
-        let added = self.push(command.clone(), mark.clone(), usize::MAX);
+    fn add(&mut self, command: Words<'_>, mark: &Mark) {
+        let words: Vec<_> = command.collect();
+        let added = self.push(mark.clone(), usize::MAX, |commands| {
+            commands.push(&words);
+            Ok(())
+        });
         added.expect("there is no limit");
     }
 
-    /// Commands made of the channel and the message of each. `None` if one cannot be made.
-    pub(super) fn map(&self, mut make: impl FnMut(&str, &[u8]) -> Option<Cmd>) -> Option<Self> {
+    /// Commands that `write` makes of the channel and the message of each.
+    pub(super) fn map(
+        &self,
+        mut write: impl FnMut(&mut Commands, &str, &[u8]) -> Result<(), EmitError>,
+    ) -> Result<Self, EmitError> {
         let mut made = Self::default();
-        for (command, mark) in self.commands() {
-            let mut words = command.args_iter().skip(1).map(|word| match word {
-                Arg::Simple(word) => word,
-                _ => &[],
-            });
-            let (channel, message) = (words.next()?, words.next()?);
-            made.add(&make(str::from_utf8(channel).ok()?, message)?, mark);
+        for (mut command, mark) in self.commands() {
+            let channel = command
+                .nth(1)
+                .and_then(|channel| str::from_utf8(channel).ok());
+            let (channel, message) = (channel.unwrap_or_default(), command.next());
+            made.push(mark.clone(), usize::MAX, |commands| {
+                write(commands, channel, message.unwrap_or_default())
+            })?;
         }
-        Some(made)
+        Ok(made)
     }
 
     /// The number of commands.
@@ -192,52 +193,49 @@ impl Unsent {
     }
 }
 
-fn words(command: &Cmd) -> Vec<Vec<u8>> {
-    let words = command.args_iter().map(|arg| match arg {
-        Arg::Simple(word) => word.to_vec(),
-        _ => Vec::new(),
-    });
-    words.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn command(number: usize) -> Cmd {
-        let mut command = redis::cmd("PUBLISH");
-        command.arg("room").arg(number.to_string().repeat(1_000));
-        command
+    /// Adds a command of more than 1,000 bytes.
+    fn push(unsent: &mut Unsent, number: usize, limit: usize) -> Result<(), EmitError> {
+        unsent.push(Mark::Plain, limit, |commands| {
+            commands.push(&["PUBLISH", "room", &message(number)]);
+            Ok(())
+        })
+    }
+
+    fn message(number: usize) -> String {
+        format!("{number:01000}")
     }
 
     #[test]
     fn pieces_keep_the_order_and_a_selection_has_what_was_selected() {
         let mut unsent = Unsent::default();
         for number in 0..100 {
-            unsent
-                .push(command(number), Mark::Plain, usize::MAX)
-                .unwrap();
+            push(&mut unsent, number, usize::MAX).unwrap();
         }
-        let words = |unsent: &Unsent| {
-            let pieces = unsent.pieces().iter();
-            let commands = pieces.flat_map(|piece| piece.commands.cmd_iter());
-            commands.map(Cmd::get_packed_command).collect::<Vec<_>>()
+        let messages = |unsent: &Unsent| {
+            let messages = unsent.words().map(|(words, _)| words[2].clone());
+            messages.collect::<Vec<_>>()
         };
-        let expected: Vec<_> = (0..100).map(|n| command(n).get_packed_command()).collect();
-        assert_eq!(words(&unsent), expected);
+        let expected = |numbers: &mut dyn Iterator<Item = usize>| {
+            let messages = numbers.map(|number| message(number).into_bytes());
+            messages.collect::<Vec<_>>()
+        };
+        assert_eq!(messages(&unsent), expected(&mut (0..100)));
         assert!(unsent.pieces().len() > 5);
         let selected = unsent.select(&[0, 17, 99]);
-        let expected = [0, 17, 99].map(|number| expected[number].clone());
-        assert_eq!((selected.len(), words(&selected)), (3, expected.into()));
+        assert_eq!(messages(&selected), expected(&mut [0, 17, 99].into_iter()));
     }
 
     #[test]
     fn a_command_beyond_the_limit_is_not_added() {
         let mut unsent = Unsent::default();
-        unsent.push(command(1), Mark::Plain, 2_000).unwrap();
-        let full = unsent.push(command(2), Mark::Plain, 2_000).unwrap_err();
+        push(&mut unsent, 1, 2_000).unwrap();
+        let full = push(&mut unsent, 2, 2_000).unwrap_err();
         assert!(matches!(full, EmitError::BatchFull { limit: 2_000 }));
-        assert_eq!(unsent.len(), 1);
+        assert_eq!((unsent.len(), unsent.words().count()), (1, 1));
         assert!((1_000..1_100).contains(&unsent.bytes()));
     }
 }

@@ -11,23 +11,34 @@
 //! RESP3 is used everywhere: messages arrive as pushes, and so does the end of a connection, which
 //! is noticed that way even while no command is in flight.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    ops::{Deref, DerefMut},
+    path::Path,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo, TlsCertificates, Value,
+    AsyncConnectionConfig, Pipeline, ProtocolVersion, RedisConnectionInfo, Value,
     aio::{AsyncPushSender, MultiplexedConnection},
-    io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
-use tokio::time;
-use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::JoinSet,
+    time,
+};
 
 use super::{
     error::{ConnectError, NEEDS_6_2, NEEDS_7, text},
     reply::Reply,
     slots::KeeperSlot,
-    url::{Address, Location, Login, RedisUrl, TlsFiles},
+    stream::{self, BoxStream},
+    url::{Address, Location, Login, RedisUrl},
+    wire::Wire,
 };
 
 /// Timeout for opening a connection, from the first packet to the last reply of the login.
@@ -36,16 +47,6 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout for a reply if the caller sets none. The crate's own default of 500 ms would report
 /// commands as failed that Redis executes a moment later.
 pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Idle time before the kernel probes the peer, and the interval between probes.
-const KEEPALIVE: Duration = Duration::from_secs(5);
-
-/// Unanswered probes before the kernel closes the connection.
-const KEEPALIVE_PROBES: u32 = 3;
-
-/// Written data that the peer's kernel does not acknowledge for this long ends the connection.
-/// Without it, the kernel retries for a quarter of an hour.
-const USER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Receives pushed data, inline on the task that reads the connection: as long as a call runs,
 /// nothing is read, so Redis cuts off a receiver that is too slow. The last push is a
@@ -204,60 +205,46 @@ impl Endpoint {
             false => 0,
         };
         let opening = async {
-            let client = self.client(&target, login, database).await?;
+            let stream = stream::open(&target, self.url.tls.as_ref()).await?;
+            let (stream, lent) = match purpose {
+                Purpose::Publisher => {
+                    let lent = Lent::new(stream);
+                    (Box::new(lent.clone()) as BoxStream, Some(lent))
+                }
+                _ => (stream, None),
+            };
             let mut config = AsyncConnectionConfig::new()
                 .set_connection_timeout(None)
                 .set_response_timeout(Some(RESPONSE_TIMEOUT));
             if let Some(push) = push {
                 config = config.set_push_sender(push);
             }
-            let opened = client.get_multiplexed_async_connection_with_config(&config);
+            let settings = settings(login, database);
+            let opened = MultiplexedConnection::new_with_config(&settings, stream, config);
             let opened = opened.await;
-            let inner =
+            let (inner, driver) =
                 opened.map_err(|error| ConnectError::of_opening(&server, database, &error))?;
-            let info = ServerInfo {
-                server: server.clone(),
-                address: target.address(),
-                version: String::new(),
-                mode: None,
-                is_primary: true,
+            let mut driving = JoinSet::new();
+            driving.spawn(driver);
+            let mut connection = Connection {
+                inner: Multiplexed {
+                    inner,
+                    driving: Arc::new(driving),
+                },
+                lent,
+                info: ServerInfo {
+                    server: server.clone(),
+                    address: target.address(),
+                    version: String::new(),
+                    mode: None,
+                    is_primary: true,
+                },
             };
-            let mut connection = Connection { inner, info };
             connection.introduce(purpose).await?;
             Ok(connection)
         };
         within_timeout(&server, opening).await
     }
-
-    async fn client(
-        &self,
-        target: &Target<'_>,
-        login: &Login,
-        database: u32,
-    ) -> Result<Client, ConnectError> {
-        let mut redis = RedisConnectionInfo::default()
-            .set_protocol(ProtocolVersion::RESP3)
-            .set_db(i64::from(database))
-            // Rights for `CLIENT SETINFO` are not needed otherwise.
-            .set_skip_set_lib_name();
-        if let Some(user) = &login.user {
-            redis = redis.set_username(user);
-        }
-        if let Some(password) = &login.password {
-            redis = redis.set_password(password);
-        }
-        let invalid = |error| ConnectError::of_opening(&target.to_string(), database, &error);
-        let info = target.location(self.url.tls.is_some());
-        let info = info.into_connection_info().map_err(invalid)?;
-        let info = info
-            .set_redis_settings(redis)
-            .set_tcp_settings(tcp_settings());
-        match &self.url.tls {
-            Some(files) => secured(info, files.clone()).await,
-            None => Client::open(info).map_err(invalid),
-        }
-    }
-
     /// Rejects a server that cannot carry messages.
     fn checked(&self, connection: Connection) -> Result<Connection, ConnectError> {
         let info = connection.info();
@@ -302,19 +289,6 @@ impl Target<'_> {
             Self::Unix(_) => None,
         }
     }
-
-    fn location(&self, is_secure: bool) -> ConnectionAddr {
-        match self {
-            Self::Unix(path) => ConnectionAddr::Unix((*path).to_owned()),
-            Self::Tcp(address) if is_secure => ConnectionAddr::TcpTls {
-                host: address.host.to_string(),
-                port: address.port,
-                insecure: false,
-                tls_params: None,
-            },
-            Self::Tcp(address) => ConnectionAddr::Tcp(address.host.to_string(), address.port),
-        }
-    }
 }
 
 impl std::fmt::Display for Target<'_> {
@@ -326,71 +300,20 @@ impl std::fmt::Display for Target<'_> {
     }
 }
 
-fn tcp_settings() -> TcpSettings {
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE)
-        .with_interval(KEEPALIVE)
-        .with_retries(KEEPALIVE_PROBES);
-    let settings = TcpSettings::default()
-        .set_nodelay(true)
-        .set_keepalive(keepalive);
-    #[cfg(target_os = "linux")]
-    let settings = settings.set_user_timeout(USER_TIMEOUT);
+/// The settings of a login.
+fn settings(login: &Login, database: u32) -> RedisConnectionInfo {
+    let mut settings = RedisConnectionInfo::default()
+        .set_protocol(ProtocolVersion::RESP3)
+        .set_db(i64::from(database))
+        // Rights for `CLIENT SETINFO` are not needed otherwise.
+        .set_skip_set_lib_name();
+    if let Some(user) = &login.user {
+        settings = settings.set_username(user);
+    }
+    if let Some(password) = &login.password {
+        settings = settings.set_password(password);
+    }
     settings
-}
-
-/// A client with the files of the URL, which are read for every connection: certificates may be
-/// replaced while the process runs.
-async fn secured(info: ConnectionInfo, files: TlsFiles) -> Result<Client, ConnectError> {
-    // The crate panics without a default provider if an application links two of them.
-    if CryptoProvider::get_default().is_none() {
-        let _ = ring::default_provider().install_default();
-    }
-    let building = tokio::task::spawn_blocking(move || {
-        let root = files.ca.as_deref().map(|path| pem(path, CERTIFICATE));
-        let own = files.own.as_ref().map(|(certificate, key)| {
-            Ok::<_, ConnectError>(ClientTlsConfig {
-                client_cert: pem(certificate, CERTIFICATE)?,
-                client_key: pem(key, "-----BEGIN ")?,
-            })
-        });
-        let certificates = TlsCertificates {
-            client_tls: own.transpose()?,
-            root_cert: root.transpose()?,
-        };
-        Client::build_with_tls(info, certificates).map_err(|error| {
-            let path = match (&files.own, &files.ca) {
-                (_, Some(ca)) if error.to_string().contains("root certificate") => ca.clone(),
-                (Some((_, key)), _) => key.clone(),
-                (None, ca) => ca.clone().unwrap_or_default(),
-            };
-            let reason = text(&error);
-            ConnectError::TlsFile { path, reason }
-        })
-    });
-    // The task is cancelled only when the runtime shuts down.
-    building.await.unwrap_or_else(|error| {
-        Err(ConnectError::Unreachable {
-            server: "TLS".to_owned(),
-            reason: error.to_string(),
-        })
-    })
-}
-
-const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
-
-/// Reads a file with at least one item of the kind. The crate treats a file without certificates as
-/// an empty list of trusted authorities.
-fn pem(path: &Path, kind: &str) -> Result<Vec<u8>, ConnectError> {
-    let unusable = |reason: String| ConnectError::TlsFile {
-        path: path.into(),
-        reason,
-    };
-    let text = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-    match String::from_utf8_lossy(&text).contains(kind) {
-        true => Ok(text),
-        false => Err(unusable(format!("the file has no `{kind}`"))),
-    }
 }
 
 /// Major and minor version; `None` if the text is not a version.
@@ -399,11 +322,79 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()??, numbers.next().flatten().unwrap_or(0)))
 }
 
-/// A connection to one server. Clones of its inner connection share it.
+/// A connection to one server.
 #[derive(Debug)]
 pub struct Connection {
-    inner: MultiplexedConnection,
+    inner: Multiplexed,
+    /// The stream of a publisher.
+    lent: Option<Lent>,
     info: ServerInfo,
+}
+
+/// A connection of the `redis` crate. Clones share it; it is closed when the last one is dropped.
+#[derive(Debug, Clone)]
+pub struct Multiplexed {
+    inner: MultiplexedConnection,
+    /// The task that reads and writes.
+    driving: Arc<JoinSet<()>>,
+}
+
+impl Deref for Multiplexed {
+    type Target = MultiplexedConnection;
+
+    fn deref(&self) -> &MultiplexedConnection {
+        &self.inner
+    }
+}
+
+impl DerefMut for Multiplexed {
+    fn deref_mut(&mut self) -> &mut MultiplexedConnection {
+        &mut self.inner
+    }
+}
+
+/// A stream that a connection of the crate uses for the login and then gives back.
+#[derive(Clone)]
+struct Lent(Arc<Mutex<BoxStream>>);
+
+impl Lent {
+    fn new(stream: BoxStream) -> Self {
+        Self(Arc::new(Mutex::new(stream)))
+    }
+}
+
+impl AsyncRead for Lent {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Lent {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0.lock()).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.lock()).poll_shutdown(context)
+    }
+}
+
+impl std::fmt::Debug for Lent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lent").finish_non_exhaustive()
+    }
 }
 
 impl Connection {
@@ -458,9 +449,17 @@ impl Connection {
         &self.info
     }
 
-    /// The connection of the `redis` crate. It is closed when its last clone is dropped.
-    pub fn into_inner(self) -> MultiplexedConnection {
+    /// The connection of the `redis` crate.
+    pub fn into_inner(self) -> Multiplexed {
         self.inner
+    }
+
+    /// The stream of a publisher, which the crate gives back after the login.
+    pub(super) async fn into_wire(self) -> Wire {
+        let driving = Arc::into_inner(self.inner.driving);
+        driving.expect("it has no clones").shutdown().await;
+        let stream = self.lent.and_then(|lent| Arc::into_inner(lent.0));
+        Wire::new(stream.expect("it is a publisher's").into_inner())
     }
 
     fn refused(&self, reason: String) -> ConnectError {
@@ -484,14 +483,6 @@ pub(super) async fn within_timeout<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn no_default_of_the_crate_that_loses_messages_is_in_use() {
-        let settings = tcp_settings();
-        assert!(settings.nodelay() && settings.keepalive().is_some());
-        #[cfg(target_os = "linux")]
-        assert_eq!(settings.user_timeout(), Some(USER_TIMEOUT));
-    }
 
     #[test]
     fn versions_are_compared_as_numbers() {

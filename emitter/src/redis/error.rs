@@ -180,7 +180,10 @@ impl ConnectError {
                 version: "older than 6".to_owned(),
                 need: NEEDS_6_2,
             },
-            ErrorKind::Io if is_about_trust(error) => Self::Tls { server, reason },
+            // With a client certificate that it rejects, a server ends the connection at the login.
+            ErrorKind::Io if io_error(error).is_some_and(is_about_trust) => {
+                Self::Tls { server, reason }
+            }
             ErrorKind::Io => Self::Unreachable { server, reason },
             _ if error.to_string().contains("refused to switch database") => {
                 Self::UnknownDatabase {
@@ -190,6 +193,15 @@ impl ConnectError {
                 }
             }
             _ => Self::of_reply(server, reason),
+        }
+    }
+
+    /// Translates an error of a stream that is opened.
+    pub(super) fn of_stream(server: &str, error: &io::Error) -> Self {
+        let (server, reason) = (server.to_owned(), error.to_string());
+        match is_about_trust(error) {
+            true => Self::Tls { server, reason },
+            false => Self::Unreachable { server, reason },
         }
     }
 
@@ -227,13 +239,13 @@ pub(crate) fn text(error: &RedisError) -> String {
 }
 
 /// Whether TLS failed, and not the connection below it: rustls reports its errors as invalid data.
-fn is_about_trust(error: &RedisError) -> bool {
-    let source = error.source();
-    let source = source.and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
-    match source.map(|source| source.downcast_ref::<io::Error>()) {
-        Some(Some(error)) => error.kind() == io::ErrorKind::InvalidData,
-        // A host that no certificate can have.
-        Some(None) => true,
-        None => false,
-    }
+fn is_about_trust(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+}
+
+/// The error of the stream that caused this one.
+fn io_error(error: &RedisError) -> Option<&io::Error> {
+    let source = error.source()?;
+    let source = source.downcast_ref::<Arc<dyn Error + Send + Sync>>()?;
+    source.downcast_ref()
 }

@@ -4,14 +4,14 @@
 //! queue that is bounded in bytes:
 //!
 //! ```text
-//!  caller ─push─▶ gathered ──┐            ┌─▶ under way ─▶ replies ─▶ callers
-//!  batch ──push─▶ a pipeline ├─ segments ─┤   (at most MAX_UNDER_WAY)
+//!  caller ─push─▶ gathered ──┐            ┌─▶ wire ─▶ under way ─▶ replies ─▶ callers
+//!  batch ──push─▶ a piece    ├─ segments ─┤           (at most MAX_UNDER_WAY)
 //!                            ┘            └─▶ stay while the connection is lost? no: they fail
 //! ```
 //!
 //! If nothing is in flight, a command is sent at once. While pipelines are in flight, further
 //! commands are collected in one segment; with 64 callers, each costs Redis a thirtieth of a single
-//! caller.
+//! caller. Replies are handed out when all of a segment have arrived.
 //!
 //! The meaning of an error depends on where the command was. A segment that was never handed to the
 //! connection was certainly not executed: `Unavailable`. One that was in flight may have been:
@@ -20,36 +20,34 @@
 
 use std::{
     collections::VecDeque,
-    future::Future,
-    pin::Pin,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use parking_lot::Mutex;
-use redis::{
-    Cmd, Pipeline, PushInfo, PushKind, RedisError, ServerErrorKind, Value,
-    aio::MultiplexedConnection,
-};
+use redis::{ServerErrorKind, Value};
 use tokio::{
     sync::{Notify, oneshot, watch},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
-    connect::{Connection, Endpoint, Purpose, Push},
-    error::{ConnectError, text},
+    commands::Commands,
+    connect::{Connection, Endpoint, Purpose},
+    error::ConnectError,
     outcome::{Outcome, PublishError, PublisherConfig, PublisherState, PublisherStats},
-    queue::{Caller, Commands, Phase, Queue, STARTING, Segment, bytes_of, fail},
+    queue::{Caller, Phase, Queue, STARTING, Segment, fail},
     url::Address,
+    wire::Wire,
 };
 use crate::backoff::Backoff;
 use crate::vital::vital;
 
-/// Pipelines that are under way at a time. With two, Redis works on one while the replies of the
+/// Segments that are under way at a time. With two, Redis works on one while the replies of the
 /// other are handed out and the next is gathered.
 const MAX_UNDER_WAY: usize = 2;
 
@@ -63,11 +61,11 @@ pub(super) enum Destination {
 }
 
 impl Destination {
-    async fn connect(&self, push: Push) -> Result<Connection, ConnectError> {
-        let (purpose, push) = (Purpose::Publisher, Some(push));
+    async fn connect(&self) -> Result<Connection, ConnectError> {
+        let purpose = Purpose::Publisher;
         match self {
-            Self::Endpoint(endpoint) => endpoint.connect(purpose, push).await,
-            Self::Node(endpoint, address) => endpoint.connect_to(address, purpose, push).await,
+            Self::Endpoint(endpoint) => endpoint.connect(purpose, None).await,
+            Self::Node(endpoint, address) => endpoint.connect_to(address, purpose, None).await,
         }
     }
 }
@@ -96,12 +94,12 @@ struct Shared {
 impl Link {
     /// Starts the link's task on the current runtime.
     ///
-    /// `first` is a connection that exists already, with what [`watch_end`] notifies. With `queues_at_start`,
-    /// commands wait for the end of the first attempt to connect instead of failing.
+    /// `first` is a connection that exists already. To a node of a cluster, commands wait for the end of the
+    /// first attempt to connect instead of failing.
     pub(super) fn start(
         destination: Destination,
         config: PublisherConfig,
-        first: Option<(Connection, Arc<Notify>)>,
+        first: Option<Connection>,
         stats: Arc<PublisherStats>,
         on_change: Option<Arc<Notify>>,
     ) -> Self {
@@ -125,7 +123,7 @@ impl Link {
             state,
         };
         // With a connection in hand, commands are accepted before the task has run.
-        if let Some((connection, _)) = &first {
+        if let Some(connection) = &first {
             driver.connected(connection);
         }
         let task = tokio::spawn(vital("publisher", driver.run(first)));
@@ -137,57 +135,44 @@ impl Link {
     }
 
     /// Enqueues a command. Commands are sent in call order; the future resolves to the reply.
-    pub(super) fn send(&self, command: Cmd) -> Pending {
-        let bytes = bytes_of(&command);
-        self.push(bytes, Caller::One, |pipeline| {
-            pipeline.add_command(command);
-        })
+    pub(super) fn send(&self, command: Commands) -> Pending {
+        let (reply, receiver) = oneshot::channel();
+        Pending(self.push(receiver, |queue| queue.gather(command, Caller::One(reply))))
     }
 
-    /// Enqueues a command right after one that prepares it, whose reply is ignored.
-    pub(super) fn send_prepared(&self, preparation: Cmd, command: Cmd) -> Pending {
-        let bytes = bytes_of(&preparation) + bytes_of(&command);
-        self.push(bytes, Caller::Second, |pipeline| {
-            pipeline.add_command(preparation);
-            pipeline.add_command(command);
-        })
+    /// Enqueues two commands, of which the first prepares the second and has a reply that is ignored.
+    pub(super) fn send_prepared(&self, commands: Commands) -> Pending {
+        let (reply, receiver) = oneshot::channel();
+        Pending(self.push(receiver, |queue| {
+            queue.gather(commands, Caller::Second(reply))
+        }))
     }
 
-    fn push(
+    /// Enqueues commands as a whole. Either all of them are enqueued or none.
+    pub(super) fn send_many(&self, commands: Arc<Commands>) -> PendingMany {
+        let count = commands.len();
+        let (reply, receiver) = oneshot::channel();
+        let caller = Caller::Many(count, reply);
+        PendingMany(
+            self.push(receiver, |queue| queue.push(commands, caller)),
+            count,
+        )
+    }
+
+    fn push<T>(
         &self,
-        bytes: usize,
-        caller: impl FnOnce(oneshot::Sender<Outcome>) -> Caller,
-        add: impl FnOnce(&mut Pipeline),
-    ) -> Pending {
-        let (reply, receiver) = oneshot::channel();
+        receiver: oneshot::Receiver<T>,
+        push: impl FnOnce(&mut Queue) -> Result<(), PublishError>,
+    ) -> Waiting<T> {
         let mut queue = self.shared.queue.lock();
-        if let Err(error) = queue.admit(bytes) {
-            return Pending(Waiting::Failed(error));
+        let (was_empty, before) = (queue.segments.is_empty(), queue.bytes);
+        if let Err(error) = push(&mut queue) {
+            return Waiting::Failed(error);
         }
-        let was_empty = queue.segments.is_empty();
-        queue.gather(bytes, caller(reply), add);
+        let bytes = queue.bytes - before;
         drop(queue);
         self.shared.pushed(bytes, was_empty);
-        Pending(Waiting::For(receiver))
-    }
-
-    /// Enqueues a pipeline of `bytes` bytes as a whole. Either all of it is enqueued or nothing.
-    pub(super) fn send_many(&self, pipeline: Arc<Pipeline>, bytes: usize) -> PendingMany {
-        let count = pipeline.len();
-        let (reply, receiver) = oneshot::channel();
-        let mut queue = self.shared.queue.lock();
-        if let Err(error) = queue.admit(bytes) {
-            return PendingMany(Waiting::Failed(error), count);
-        }
-        let was_empty = queue.segments.is_empty();
-        queue.segments.push_back(Segment {
-            commands: Commands::Whole(pipeline),
-            callers: vec![Caller::Many(count, reply)],
-            bytes,
-        });
-        drop(queue);
-        self.shared.pushed(bytes, was_empty);
-        PendingMany(Waiting::For(receiver), count)
+        Waiting::For(receiver)
     }
 
     /// Closes the connection and opens another.
@@ -268,24 +253,10 @@ impl Shared {
     fn fail_queued(&self, error: &PublishError) {
         let segments = std::mem::take(&mut self.queue.lock().segments);
         for segment in segments {
-            self.settled(segment.bytes);
+            self.settled(segment.commands.bytes().len());
             fail(segment.callers, error);
         }
     }
-}
-
-/// The callback for a new connection. It notifies when the connection has ended, even while nothing is
-/// in flight.
-pub(super) fn watch_end() -> (Arc<Notify>, Push) {
-    let lost = Arc::<Notify>::default();
-    let told = Arc::clone(&lost);
-    let push = move |push: PushInfo| {
-        if push.kind == PushKind::Disconnection {
-            told.notify_one();
-        }
-        Ok::<_, ()>(())
-    };
-    (lost, Arc::new(push))
 }
 
 /// The task of a link.
@@ -298,22 +269,22 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(mut self, mut first: Option<(Connection, Arc<Notify>)>) {
+    async fn run(mut self, mut first: Option<Connection>) {
         let mut is_first = true;
         loop {
             let opened = match first.take() {
-                Some(opened) => Some(Ok(opened)),
+                Some(connection) => Some(Ok(connection)),
                 None => self.connect().await,
             };
             let reason = match opened {
-                Some(Ok((connection, lost))) => {
+                Some(Ok(connection)) => {
                     if !is_first {
                         let reconnects = &self.shared.stats.reconnects;
                         reconnects.fetch_add(1, Ordering::Relaxed);
                     }
                     is_first = false;
                     self.backoff.reset();
-                    self.serve(connection, &lost).await
+                    self.serve(connection.into_wire().await).await
                 }
                 Some(Err(reason)) => Some(reason),
                 None => None,
@@ -334,16 +305,13 @@ impl Driver {
     }
 
     /// `None` if the link was closed meanwhile.
-    async fn connect(&self) -> Option<Result<(Connection, Arc<Notify>), Arc<str>>> {
-        let (lost, push) = watch_end();
+    async fn connect(&self) -> Option<Result<Connection, Arc<str>>> {
         let connected = tokio::select! {
-            connected = self.destination.connect(push) => connected,
+            connected = self.destination.connect() => connected,
             () = self.closed() => return None,
         };
         match connected {
-            Ok(connection) => self
-                .connected(&connection)
-                .then_some(Ok((connection, lost))),
+            Ok(connection) => self.connected(&connection).then_some(Ok(connection)),
             Err(error) => Some(Err(error.to_string().into())),
         }
     }
@@ -383,41 +351,44 @@ impl Driver {
 
     /// Sends queued commands until the connection is lost, and returns the reason; `None` if the
     /// link was closed and everything has its reply.
-    async fn serve(&self, connection: Connection, lost: &Notify) -> Option<Arc<str>> {
-        let mut connection = connection.into_inner();
-        connection.set_response_timeout(self.reply_timeout);
-        let mut replies = FuturesOrdered::new();
+    async fn serve(&self, mut wire: Wire) -> Option<Arc<str>> {
         let mut under_way = UnderWay::new(&self.shared);
+        let mut silence = pin!(sleep_until(Instant::now()));
         let reason: Arc<str> = loop {
-            while under_way.callers.len() < MAX_UNDER_WAY {
+            while under_way.flights.len() < MAX_UNDER_WAY {
                 let Some(segment) = self.shared.queue.lock().segments.pop_front() else {
                     break;
                 };
-                replies.push_back(send(connection.clone(), segment.commands));
-                under_way
-                    .callers
-                    .push_back((segment.callers, segment.bytes));
+                wire.send(Arc::clone(&segment.commands));
+                under_way.add(segment);
             }
-            let is_idle = under_way.callers.is_empty();
-            if is_idle && self.shared.queue.lock().is_closed() {
+            let oldest = under_way.flights.front().map(|flight| flight.since);
+            if oldest.is_none() && self.shared.queue.lock().is_closed() {
                 return None;
             }
+            let mut is_replica = false;
+            let mut reply = |value| is_replica |= under_way.reply(value);
             tokio::select! {
                 // Replies that have arrived count, even if the connection was lost since.
                 biased;
-                Some(replied) = replies.next(), if !is_idle => match replied {
-                    Ok(values) => {
-                        let is_replica = values.iter().any(is_read_only);
-                        under_way.settle(values);
-                        if is_replica {
-                            break "the server is no longer a primary".into();
-                        }
+                read = poll_fn(|context| wire.poll(context, &mut reply)) => {
+                    if is_replica {
+                        break "the server is no longer a primary".into();
                     }
-                    Err(error) => break text(&error).into(),
-                },
+                    if let Err(reason) = read {
+                        break reason.into();
+                    }
+                }
                 () = self.shared.wake.notified() => {}
-                () = lost.notified() => break "Redis closed the connection".into(),
                 () = self.shared.replace.notified() => break "the primary has changed".into(),
+                // It elapses early, because the timer is not set for each segment.
+                () = &mut silence, if oldest.is_some() => {
+                    let until = oldest.map(|since| since + self.reply_timeout);
+                    match until.filter(|until| *until > Instant::now()) {
+                        Some(until) => silence.as_mut().reset(until),
+                        None => break "Redis did not reply in time".into(),
+                    }
+                }
             }
         };
         // First the state: a caller that gets the error must not find the link up.
@@ -427,37 +398,66 @@ impl Driver {
     }
 }
 
-/// The callers whose commands were handed to the connection, in order. Dropping it, as
-/// when the task is aborted, fails them.
+/// The segments that were handed to the connection, in order. Dropping it, as when the task is
+/// aborted, fails their callers.
 struct UnderWay<'a> {
-    callers: VecDeque<(Vec<Caller>, usize)>,
+    flights: VecDeque<Flight>,
     shared: &'a Shared,
+}
+
+/// A segment on its way.
+struct Flight {
+    segment: Segment,
+    since: Instant,
+    replies: Vec<Value>,
 }
 
 impl<'a> UnderWay<'a> {
     fn new(shared: &'a Shared) -> Self {
         Self {
-            callers: VecDeque::with_capacity(MAX_UNDER_WAY),
+            flights: VecDeque::with_capacity(MAX_UNDER_WAY),
             shared,
         }
     }
 
-    fn settle(&mut self, values: Vec<Value>) {
-        let Some((callers, bytes)) = self.callers.pop_front() else {
-            return;
+    fn add(&mut self, segment: Segment) {
+        self.flights.push_back(Flight {
+            replies: Vec::with_capacity(segment.commands.len()),
+            since: Instant::now(),
+            segment,
+        });
+    }
+
+    /// Takes the next reply. Returns whether it completes a segment and the server is a replica.
+    fn reply(&mut self, value: Value) -> bool {
+        let Some(flight) = self.flights.front_mut() else {
+            return false;
         };
-        self.shared.settled(bytes);
-        let mut replies = values.into_iter().map(Ok);
-        callers
+        flight.replies.push(value);
+        if flight.replies.len() < flight.segment.commands.len() {
+            return false;
+        }
+        let Some(Flight {
+            segment, replies, ..
+        }) = self.flights.pop_front()
+        else {
+            return false;
+        };
+        self.shared.settled(segment.commands.bytes().len());
+        let is_replica = replies.iter().any(is_read_only);
+        let mut replies = replies.into_iter().map(Ok);
+        segment
+            .callers
             .into_iter()
             .for_each(|caller| caller.finish(&mut replies));
+        is_replica
     }
 
     fn fail(&mut self, reason: &Arc<str>) {
         let error = PublishError::Unconfirmed(reason.clone());
-        for (callers, bytes) in self.callers.drain(..) {
-            self.shared.settled(bytes);
-            fail(callers, &error);
+        for Flight { segment, .. } in self.flights.drain(..) {
+            self.shared.settled(segment.commands.bytes().len());
+            fail(segment.callers, &error);
         }
     }
 }
@@ -471,25 +471,6 @@ impl Drop for UnderWay<'_> {
 /// A server that follows another one rejects writes, for example of a lease.
 fn is_read_only(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::ReadOnly))
-}
-
-/// Sends one pipeline. The crate never repeats it.
-fn send(
-    mut connection: MultiplexedConnection,
-    commands: Commands,
-) -> BoxFuture<'static, Result<Vec<Value>, RedisError>> {
-    async move {
-        let pipeline = match &commands {
-            Commands::Gathered(pipeline) => pipeline,
-            Commands::Whole(pipeline) => &**pipeline,
-        };
-        let mut commands = pipeline.cmd_iter();
-        match (commands.next(), pipeline.len()) {
-            (Some(command), 1) => Ok(vec![connection.send_packed_command(command).await?]),
-            (_, count) => connection.send_packed_commands(pipeline, 0, count).await,
-        }
-    }
-    .boxed()
 }
 
 /// The reply to a command, which is enqueued already. Dropping it does not take the command back.

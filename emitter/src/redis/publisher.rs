@@ -12,17 +12,14 @@ use std::{
     time::Duration,
 };
 
-use redis::{Cmd, Pipeline, Value};
-use tokio::{
-    sync::{Notify, watch},
-    task::AbortHandle,
-    time,
-};
+use redis::Value;
+use tokio::{sync::watch, task::AbortHandle, time};
 
 use super::{
+    commands::Commands,
     connect::{CONNECT_TIMEOUT, Connection, Endpoint, Purpose, Topology},
     error::ConnectError,
-    link::{Destination, Link, PendingMany, watch_end},
+    link::{Destination, Link, PendingMany},
     outcome::{PublishError, PublisherConfig, PublisherState, PublisherStats, accepted, receivers},
     reply::Reply,
     routing::{Receiving, Route, Routes},
@@ -67,9 +64,8 @@ impl Publisher {
         config: PublisherConfig,
     ) -> Result<Self, ConnectError> {
         if endpoint.topology() != Topology::Cluster {
-            let (lost, push) = watch_end();
-            let connection = endpoint.connect(Purpose::Publisher, Some(push)).await?;
-            return Ok(Self::over_one(endpoint, config, Some((connection, lost))));
+            let connection = endpoint.connect(Purpose::Publisher, None).await?;
+            return Ok(Self::over_one(endpoint, config, Some(connection)));
         }
         // Asked before the keeper does, whose errors are texts.
         endpoint.cluster_map(None).await?;
@@ -91,11 +87,7 @@ impl Publisher {
         }
     }
 
-    fn over_one(
-        endpoint: Endpoint,
-        config: PublisherConfig,
-        first: Option<(Connection, Arc<Notify>)>,
-    ) -> Self {
+    fn over_one(endpoint: Endpoint, config: PublisherConfig, first: Option<Connection>) -> Self {
         let stats = Arc::<PublisherStats>::default();
         let destination = Destination::Endpoint(endpoint.clone());
         let link = Arc::new(Link::start(destination, config, first, stats.clone(), None));
@@ -122,9 +114,8 @@ impl Publisher {
     /// the future resolves to the number of connections that received it. In a cluster, that is the
     /// number at one server only, unless the channel is sharded.
     pub fn publish(&self, channel: &str, payload: &[u8], is_sharded: bool) -> Publishing {
-        let command = publish_command(is_sharded, channel.len() + payload.len(), |command| {
-            command.arg(channel).arg(payload);
-        });
+        let mut command = Commands::default();
+        command.push_publish(is_sharded, &[channel], payload);
         Publishing(match &self.servers {
             Servers::One { link, .. } => Receiving::Plain(link.send(command)),
             Servers::Cluster(routes) if is_sharded => routes.send(command, Route::Channel(channel)),
@@ -134,31 +125,28 @@ impl Publisher {
 
     /// Publishes with many commands, PUBLISH or SPUBLISH each, in their order. They are
     /// enqueued when this returns; the future resolves to the outcome of each.
-    pub(crate) fn publish_many(&self, pipeline: &Arc<Pipeline>, bytes: usize) -> PublishingMany {
+    pub(crate) fn publish_many(&self, commands: &Arc<Commands>) -> PublishingMany {
         let link = match &self.servers {
             Servers::One { link, .. } => link,
             Servers::Cluster(routes) => match routes.any() {
                 Some(link) => link,
                 None => {
-                    let commands = pipeline.cmd_iter().cloned();
-                    let sent = commands.map(|command| Publishing(routes.publish(command)));
+                    let sent = commands.iter().map(|words| {
+                        let words: Vec<_> = words.collect();
+                        Publishing(routes.publish(&words))
+                    });
                     return PublishingMany(Outcomes::Each(sent.collect()));
                 }
             },
         };
-        PublishingMany(Outcomes::Together(
-            link.send_many(Arc::clone(pipeline), bytes),
-        ))
+        PublishingMany(Outcomes::Together(link.send_many(Arc::clone(commands))))
     }
 
     /// Sends a command. It is enqueued when this returns, except one to all servers of a cluster;
     /// the future resolves to the replies: one, or one per server. An error that Redis returns is
     /// an error here, too.
     pub fn command<A: AsRef<[u8]>>(&self, args: &[A], route: Route<'_>) -> Commanding {
-        let mut command = Cmd::with_capacity(args.len(), 0);
-        for arg in args {
-            command.arg(arg.as_ref());
-        }
+        let command = Commands::one(args);
         let reply = match &self.servers {
             Servers::One { link, .. } => Receiving::Plain(link.send(command)),
             Servers::Cluster(routes) if route == Route::AllServers => {
@@ -216,7 +204,7 @@ async fn check_primary(endpoint: Endpoint, link: Weak<Link>) {
             _ => false,
         };
         // It takes no right beyond those of the login.
-        let hello = link.send(redis::cmd("HELLO")).await;
+        let hello = link.send(Commands::one(&["HELLO"])).await;
         if is_other || hello.is_ok_and(|hello| role(&hello).is_some_and(|role| role != "master")) {
             link.reconnect();
         }
@@ -228,15 +216,6 @@ fn role(hello: &Value) -> Option<&str> {
     let fields = hello.pairs()?.into_iter();
     let mut roles = fields.filter(|(name, _)| name.text() == Some("role"));
     roles.next()?.1.text()
-}
-
-/// A command that publishes; `add` appends channel and payload, of `bytes` bytes together.
-pub(crate) fn publish_command(is_sharded: bool, bytes: usize, add: impl FnOnce(&mut Cmd)) -> Cmd {
-    let name = if is_sharded { "SPUBLISH" } else { "PUBLISH" };
-    let mut command = Cmd::with_capacity(3, name.len() + bytes);
-    command.arg(name);
-    add(&mut command);
-    command
 }
 
 /// The number of receivers of a message that is on its way. Dropping it does not take the message

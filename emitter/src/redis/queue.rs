@@ -9,10 +9,12 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use redis::{Arg, Cmd, Pipeline};
 use tokio::sync::oneshot;
 
-use super::outcome::{Outcome, PublishError};
+use super::{
+    commands::Commands,
+    outcome::{Outcome, PublishError},
+};
 
 /// The state before the first attempt to connect has ended.
 pub(super) const STARTING: &str = "not connected yet";
@@ -20,21 +22,11 @@ pub(super) const STARTING: &str = "not connected yet";
 /// Bytes of commands after which a further one begins a new segment.
 const SEGMENT_BYTES: usize = 64 << 10;
 
-/// The approximate number of bytes that RESP adds to each word of a command.
-const WORD_BYTES: usize = 8;
-
 /// Commands that are sent together, and their callers.
 pub(super) struct Segment {
-    pub(super) commands: Commands,
+    /// Of many callers, or of one that keeps them for a retry.
+    pub(super) commands: Arc<Commands>,
     pub(super) callers: Vec<Caller>,
-    pub(super) bytes: usize,
-}
-
-pub(super) enum Commands {
-    /// Of many callers.
-    Gathered(Pipeline),
-    /// Of one caller, which keeps it for a retry.
-    Whole(Arc<Pipeline>),
 }
 
 /// A caller that waits for the replies to its commands. The receiver may have been dropped.
@@ -101,8 +93,45 @@ impl Queue {
         }
     }
 
+    /// Appends commands to the segment that is being gathered.
+    pub(super) fn gather(
+        &mut self,
+        commands: Commands,
+        caller: Caller,
+    ) -> Result<(), PublishError> {
+        self.admit(commands.bytes().len())?;
+        if let Some(segment) = self.segments.back_mut()
+            && segment.commands.bytes().len() < SEGMENT_BYTES
+            && let Some(gathered) = Arc::get_mut(&mut segment.commands)
+        {
+            gathered.append(&commands);
+            segment.callers.push(caller);
+        } else {
+            self.append(Arc::new(commands), caller);
+        }
+        Ok(())
+    }
+
+    /// Appends a segment with commands of a caller that keeps them.
+    pub(super) fn push(
+        &mut self,
+        commands: Arc<Commands>,
+        caller: Caller,
+    ) -> Result<(), PublishError> {
+        self.admit(commands.bytes().len())?;
+        self.append(commands, caller);
+        Ok(())
+    }
+
+    fn append(&mut self, commands: Arc<Commands>, caller: Caller) {
+        self.segments.push_back(Segment {
+            commands,
+            callers: vec![caller],
+        });
+    }
+
     /// Counts the bytes if there is room for them and the phase allows it.
-    pub(super) fn admit(&mut self, bytes: usize) -> Result<(), PublishError> {
+    fn admit(&mut self, bytes: usize) -> Result<(), PublishError> {
         match &self.phase {
             Phase::Up => {}
             Phase::Starting if self.queues_at_start => {}
@@ -123,41 +152,9 @@ impl Queue {
         Ok(())
     }
 
-    /// Appends commands to the segment that is being gathered.
-    pub(super) fn gather(&mut self, bytes: usize, caller: Caller, add: impl FnOnce(&mut Pipeline)) {
-        if let Some(Segment {
-            commands: Commands::Gathered(pipeline),
-            callers,
-            bytes: gathered,
-        }) = self.segments.back_mut()
-            && *gathered < SEGMENT_BYTES
-        {
-            add(pipeline);
-            callers.push(caller);
-            *gathered += bytes;
-            return;
-        }
-        let mut pipeline = Pipeline::new();
-        add(&mut pipeline);
-        self.segments.push_back(Segment {
-            commands: Commands::Gathered(pipeline),
-            callers: vec![caller],
-            bytes,
-        });
-    }
-
     pub(super) fn is_closed(&self) -> bool {
         matches!(self.phase, Phase::Closing | Phase::Closed)
     }
-}
-
-/// The size of a command on the wire, in bytes, roughly.
-pub(crate) fn bytes_of(command: &Cmd) -> usize {
-    let word = |arg| match arg {
-        Arg::Simple(word) => <[u8]>::len(word) + WORD_BYTES,
-        _ => WORD_BYTES,
-    };
-    command.args_iter().map(word).sum()
 }
 
 #[cfg(test)]
@@ -170,42 +167,45 @@ mod tests {
         queue
     }
 
+    /// Appends a command of so many bytes.
     fn push(queue: &mut Queue, bytes: usize) -> Result<oneshot::Receiver<Outcome>, PublishError> {
-        queue.admit(bytes)?;
+        let empty = Commands::one(&[""]).bytes().len();
+        let mut word = "x".repeat(bytes - empty);
+        while Commands::one(&[&word]).bytes().len() > bytes {
+            word.pop();
+        }
         let (reply, receiver) = oneshot::channel();
-        queue.gather(bytes, Caller::One(reply), |pipeline| {
-            pipeline.cmd("PING");
-        });
+        queue.gather(Commands::one(&[word]), Caller::One(reply))?;
         Ok(receiver)
     }
 
     #[test]
     fn commands_gather_into_segments_of_a_size_in_their_order() {
         let mut queue = up(usize::MAX);
-        let (reply, _receiver) = oneshot::channel();
         for _ in 0..3 {
-            push(&mut queue, SEGMENT_BYTES / 2).unwrap();
+            push(&mut queue, SEGMENT_BYTES / 2 + 10).unwrap();
         }
-        queue.segments.push_back(Segment {
-            commands: Commands::Whole(Arc::default()),
-            callers: vec![Caller::Many(0, reply)],
-            bytes: 0,
-        });
-        push(&mut queue, 1).unwrap();
+        let kept = Arc::new(Commands::one(&["PING"]));
+        let (reply, _receiver) = oneshot::channel();
+        queue
+            .push(Arc::clone(&kept), Caller::Many(1, reply))
+            .unwrap();
+        push(&mut queue, 20).unwrap();
         let callers: Vec<_> = queue.segments.iter().map(|s| s.callers.len()).collect();
         assert_eq!(callers, [2, 1, 1, 1]);
+        assert_eq!(kept.len(), 1);
     }
 
     #[test]
     fn bytes_are_bounded_and_a_command_that_never_fits_is_refused() {
-        let mut queue = up(10);
-        push(&mut queue, 6).unwrap();
-        let overloaded = PublishError::Overloaded { queued_bytes: 6 };
-        assert_eq!(push(&mut queue, 5).unwrap_err(), overloaded);
-        let refused = push(&mut queue, 11).unwrap_err();
+        let mut queue = up(100);
+        push(&mut queue, 60).unwrap();
+        let overloaded = PublishError::Overloaded { queued_bytes: 60 };
+        assert_eq!(push(&mut queue, 50).unwrap_err(), overloaded);
+        let refused = push(&mut queue, 110).unwrap_err();
         assert!(matches!(refused, PublishError::Refused(_)));
-        queue.bytes -= 6;
-        push(&mut queue, 10).unwrap();
+        queue.bytes -= 60;
+        push(&mut queue, 100).unwrap();
     }
 
     #[test]
@@ -219,9 +219,9 @@ mod tests {
             (Phase::Closing, true, false),
             (Phase::Closed, true, false),
         ] {
-            let mut queue = Queue::new(10, queues_at_start);
+            let mut queue = Queue::new(100, queues_at_start);
             queue.phase = phase.clone();
-            let accepted = push(&mut queue, 1);
+            let accepted = push(&mut queue, 20);
             assert_eq!(accepted.is_ok(), is_accepted, "{phase:?}");
             if let Err(error) = accepted {
                 assert!(matches!(error, PublishError::Unavailable(_)), "{phase:?}");

@@ -22,7 +22,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use redis::{Arg, Cmd, Value};
+use redis::Value;
 use roomcast_protocol::channel::slot;
 use tokio::{
     runtime::Handle,
@@ -33,6 +33,7 @@ use tokio::{
 
 use super::{
     cluster::Cluster,
+    commands::Commands,
     connect::Endpoint,
     link::{Destination, Link, Pending},
     outcome::{Outcome, PublishError, PublisherConfig, PublisherState, PublisherStats, accepted},
@@ -137,7 +138,7 @@ impl Routes {
     }
 
     /// Enqueues the command at once; the future follows redirections.
-    pub(super) fn send(&self, command: Cmd, route: Route<'_>) -> Receiving {
+    pub(super) fn send(&self, command: Commands, route: Route<'_>) -> Receiving {
         match route {
             Route::Key(name) | Route::Channel(name) => self.send_to_slot(command, slot(name)),
             Route::Any | Route::AllServers => Receiving::Plain(match self.links.any_or_working() {
@@ -148,15 +149,14 @@ impl Routes {
     }
 
     /// Publishes with a command whose second word is the sharded channel.
-    pub(super) fn publish(&self, command: Cmd) -> Receiving {
-        let slot = match command.args_iter().nth(1) {
-            Some(Arg::Simple(channel)) => std::str::from_utf8(channel).map_or(0, slot),
-            _ => 0,
-        };
-        self.send_to_slot(command, slot)
+    pub(super) fn publish(&self, words: &[&[u8]]) -> Receiving {
+        let channel = words
+            .get(1)
+            .and_then(|channel| str::from_utf8(channel).ok());
+        self.send_to_slot(Commands::one(words), channel.map_or(0, slot))
     }
 
-    fn send_to_slot(&self, command: Cmd, slot: u16) -> Receiving {
+    fn send_to_slot(&self, command: Commands, slot: u16) -> Receiving {
         let attempts = Attempts {
             links: Arc::clone(&self.links),
             slot,
@@ -173,7 +173,7 @@ impl Routes {
     /// client may have subscribed there.
     pub(super) fn send_to_all(
         &self,
-        command: Cmd,
+        command: Commands,
     ) -> impl Future<Output = Result<Vec<Value>, PublishError>> + Send + use<> {
         let links = Arc::clone(&self.links);
         async move {
@@ -321,7 +321,7 @@ async fn keep(links: Arc<Links>, state: watch::Sender<PublisherState>) {
 struct Attempts {
     links: Arc<Links>,
     slot: u16,
-    command: Cmd,
+    command: Commands,
 }
 
 struct Attempt {
@@ -379,9 +379,10 @@ impl Attempts {
             }
             Redirect::Ask { to } => {
                 let link = self.links.to(&to);
-                let asking = redis::cmd("ASKING");
+                let mut commands = Commands::one(&["ASKING"]);
+                commands.append(&self.command);
                 Ok(Attempt {
-                    reply: link.send_prepared(asking, self.command.clone()),
+                    reply: link.send_prepared(commands),
                     asked: to,
                     map: cluster.map(),
                 })

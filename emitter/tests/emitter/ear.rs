@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use redis::{PushInfo, PushKind, Value, aio::MultiplexedConnection};
-use roomcast_emitter::redis::{Endpoint, Purpose};
+use redis::{PushInfo, PushKind, Value};
+use roomcast_emitter::redis::{Connection, Endpoint, Purpose};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
     time::timeout,
@@ -14,7 +14,7 @@ use crate::DEADLINE;
 pub(crate) struct Ear {
     messages: UnboundedReceiver<Heard>,
     /// Closed when it is dropped.
-    _connection: MultiplexedConnection,
+    _connection: Connection,
 }
 
 /// Channel and payload.
@@ -41,7 +41,7 @@ impl Ear {
         }
         Self {
             messages,
-            _connection: connection.into_inner(),
+            _connection: connection,
         }
     }
 

@@ -14,10 +14,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use redis::{Pipeline, Value, aio::MultiplexedConnection};
+use redis::{Pipeline, Value};
 use roomcast_emitter::{
     backoff::Backoff,
-    redis::{Address, ConnectError, Connection, Endpoint, Purpose, Reply},
+    redis::{Address, ConnectError, Connection, Endpoint, Multiplexed, Purpose, Reply},
 };
 use roomcast_protocol::{channel::slot, wire::Entry};
 use tokio::time::{self, Instant};
@@ -98,7 +98,7 @@ async fn connect(endpoint: &Endpoint, key: &str) -> Result<Connection, ConnectEr
 struct Source<'a> {
     endpoint: &'a Endpoint,
     address: Option<Address>,
-    redis: MultiplexedConnection,
+    redis: Multiplexed,
     /// When it was certain that it is the primary.
     checked: Instant,
 }
