@@ -178,8 +178,10 @@ fn memory(outcome: &Outcome, add: &mut impl FnMut(&str, &'static str, f64)) {
 /// Growth of memory in the second half of the window, in bytes per second, by least squares.
 fn slope(series: &[Point]) -> f64 {
     let last = series.last().map_or(0.0, |point| point.at);
-    let late = series.iter().filter(|point| point.at > last / 2.0);
-    let late: Vec<&Point> = late.collect();
+    let late: Vec<&Point> = series
+        .iter()
+        .filter(|point| point.at > last / 2.0 && point.connections > 0)
+        .collect();
     let count = late.len() as f64;
     let mean =
         |value: fn(&Point) -> f64| late.iter().map(|point| value(point)).sum::<f64>() / count;
@@ -316,6 +318,7 @@ mod tests {
     fn the_slope_is_that_of_the_second_half() {
         let point = |at: f64, server_rss_bytes: f64| Point {
             at,
+            connections: 1,
             server_rss_bytes: server_rss_bytes as u64,
             ..Point::default()
         };

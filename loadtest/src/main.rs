@@ -62,7 +62,7 @@ fn run(command: &Command) -> anyhow::Result<u8> {
             for (path, other) in results {
                 sum.merge(&other).with_context(|| path.clone())?;
             }
-            publish(&sum, options.json.as_deref())
+            publish(&sum, options.json.as_deref(), options.html.as_deref())
         }
         Command::Compare(options) => {
             let (text, json) = report::compare(&read_all(&options.results)?)?;
@@ -73,6 +73,10 @@ fn run(command: &Command) -> anyhow::Result<u8> {
             Ok(0)
         }
         Command::Chaos(options) => Ok(if chaos::run(options)? { 0 } else { FAULTY }),
+        Command::Report(options) => {
+            write_file(&options.html, &report::page(&read_all(&options.results)?))?;
+            Ok(0)
+        }
         Command::Scenario(scenario) => measure(scenario),
     }
 }
@@ -90,12 +94,16 @@ fn measure(scenario: &Scenario) -> anyhow::Result<u8> {
     } else {
         scenario::run(scenario)?
     };
-    publish(&outcome, common.json.as_deref())
+    publish(&outcome, common.json.as_deref(), common.html.as_deref())
 }
 
-fn publish(outcome: &Outcome, json: Option<&str>) -> anyhow::Result<u8> {
+fn publish(outcome: &Outcome, json: Option<&str>, html: Option<&str>) -> anyhow::Result<u8> {
     if let Some(path) = json {
         write_file(path, &serde_json::to_string(outcome)?)?;
+    }
+    if let Some(path) = html {
+        let results = [(outcome.scenario.clone(), outcome.clone())];
+        write_file(path, &report::page(&results))?;
     }
     say(&report::table(outcome))?;
     Ok(if !outcome.is_clean() {

@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Merge(Merge),
     /// Show results side by side, as ratios to the first
     Compare(Compare),
+    /// Write a self-contained HTML page about results
+    Report(Report),
 }
 
 #[derive(Debug, Subcommand)]
@@ -131,12 +133,15 @@ pub(crate) struct Common {
     /// Number of loader processes; rooms or clients are divided among them, and samples are merged
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) processes: u32,
-    /// Name of the result in comparisons
+    /// Name of the result in reports and comparisons
     #[arg(long, default_value = "", hide_default_value = true)]
     pub(crate) label: String,
-    /// Write the result to this file, as input of merge and compare
+    /// Write the result to this file, as input of merge, compare and report
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<String>,
+    /// Write a report to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<String>,
     /// Do not show progress
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -348,6 +353,9 @@ pub(crate) struct Merge {
     /// Write the sum to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<String>,
+    /// Write a report to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<String>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -358,6 +366,16 @@ pub(crate) struct Compare {
     /// Write the figures to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Report {
+    /// Results; those of one scenario share their plots
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) results: Vec<String>,
+    /// Page to write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: String,
 }
 
 const LONGEST_DEPLOYMENT: &str =

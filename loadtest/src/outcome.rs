@@ -74,7 +74,7 @@ pub(crate) struct Reading {
     pub(crate) after: Option<f64>,
 }
 
-/// A sample of the run's progress. The memory slope of a soak is computed from them.
+/// A sample of the run's progress.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Point {
     /// Seconds relative to the begin of the measured window.
@@ -84,6 +84,15 @@ pub(crate) struct Point {
     pub(crate) deliveries: u64,
     /// Sum of all servers.
     pub(crate) server_rss_bytes: u64,
+    pub(crate) server_cpu_nanos: u64,
+}
+
+impl Point {
+    /// The point of another series that is nearest in time.
+    pub(crate) fn nearest<'a>(&self, series: &'a [Self]) -> Option<&'a Self> {
+        let distance = |other: &&Self| ((other.at - self.at).abs() * 1e6) as u64;
+        series.iter().min_by_key(distance)
+    }
 }
 
 /// The clients of one server that was restarted.
@@ -190,10 +199,6 @@ impl Outcome {
         }
         add_servers(&mut self.servers, &other.servers);
         add_servers(&mut self.others, &other.others);
-        // Only loaders that have measured servers know their memory.
-        if self.series.iter().all(|point| point.server_rss_bytes == 0) {
-            self.series.clone_from(&other.series);
-        }
         for reading in &other.gauges {
             if !self.gauges.iter().any(|known| known.name == reading.name) {
                 self.gauges.push(reading.clone());
@@ -204,6 +209,7 @@ impl Outcome {
         add_distinct(&mut self.notes, &other.notes);
         self.settings
             .retain(|name, value| other.settings.get(name) == Some(value));
+        self.series = add_series(&self.series, &other.series);
         Ok(())
     }
 
@@ -255,6 +261,20 @@ fn add_distinct(to: &mut Vec<String>, from: &[String]) {
     }
 }
 
+/// Adds to each point the point of the other series that is nearest in time.
+fn add_series(one: &[Point], other: &[Point]) -> Vec<Point> {
+    let mut sum = one.to_vec();
+    for point in &mut sum {
+        if let Some(near) = point.nearest(other) {
+            point.connections += near.connections;
+            point.deliveries += near.deliveries;
+            point.server_rss_bytes = point.server_rss_bytes.max(near.server_rss_bytes);
+            point.server_cpu_nanos = point.server_cpu_nanos.max(near.server_cpu_nanos);
+        }
+    }
+    if sum.is_empty() { other.to_vec() } else { sum }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,6 +303,11 @@ mod tests {
             },
         });
         outcome.others = outcome.servers.clone();
+        outcome.series = vec![Point {
+            at: 0.0,
+            deliveries,
+            ..Point::default()
+        }];
         outcome
     }
 
@@ -301,10 +326,19 @@ mod tests {
         assert_eq!((server.begin.cpu_nanos, server.end.cpu_nanos), (50, 160));
         assert_eq!(merged.others.len(), 1);
         assert_eq!(merged.others[0].end.cpu_nanos, 160);
+        assert_eq!(merged.series[0].deliveries, 4);
     }
 
     #[test]
     fn different_scenarios_do_not_merge() {
         assert!(sample(1, 1, 1).merge(&Outcome::new("echo")).is_err());
+    }
+
+    #[test]
+    fn a_result_survives_being_written_down() {
+        let outcome = sample(3, 1_000, 5);
+        let text = serde_json::to_string(&outcome).unwrap();
+        let read: Outcome = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&read).unwrap(), text);
     }
 }

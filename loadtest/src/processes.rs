@@ -72,8 +72,14 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<Outcome> {
         outcome.limit(USED_BEFORE);
     }
     observed.finish(&mut outcome);
-    // The loaders do not see the servers.
-    outcome.series = watch.end(begin);
+    let own = watch.end(begin);
+    // The loaders recorded deliveries, this process the servers' usage.
+    for point in &mut outcome.series {
+        if let Some(near) = point.nearest(&own) {
+            point.server_rss_bytes = near.server_rss_bytes;
+            point.server_cpu_nanos = near.server_cpu_nanos;
+        }
+    }
     Ok(outcome)
 }
 

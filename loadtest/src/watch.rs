@@ -1,5 +1,5 @@
 //! The watcher: a thread that samples the servers and the progress a few times per second, records
-//! the series of the result, and shows a line on a terminal. Without a terminal, it prints the
+//! the series of the report, and shows a line on a terminal. Without a terminal, it prints the
 //! phases.
 //!
 //! It has its own thread, so the clients' thread only stores a few numbers once per turn.
@@ -120,6 +120,7 @@ fn watch(progress: &Progress, pids: &[u32], shown: Shown) -> Vec<(Nanos, Point)>
         };
         for usage in pids.iter().filter_map(|pid| Usage::glance(*pid).ok()) {
             point.server_rss_bytes += usage.rss_bytes;
+            point.server_cpu_nanos += usage.cpu_nanos;
         }
         match shown {
             Shown::Nothing => {}

@@ -96,13 +96,38 @@ pub(super) fn name(path: &str, outcome: &Outcome) -> String {
 mod tests {
     use super::*;
 
+    fn result(deliveries: u64) -> Outcome {
+        let mut outcome = Outcome::new("fan-out");
+        outcome.seconds = 1.0;
+        outcome.set("deliveries", deliveries);
+        outcome
+    }
+
+    #[test]
+    fn others_are_ratios_to_the_first() {
+        let results = [
+            ("a/base.json".to_owned(), result(1000)),
+            ("b.json".to_owned(), result(1500)),
+        ];
+        let (text, json) = compare(&results).unwrap();
+        assert!(text.contains("1500 (1.50×)"), "{text}");
+        assert!(
+            text.contains("base") && !text.contains("base.json"),
+            "{text}"
+        );
+        assert_eq!(json["figures"][0]["values"], json!([1000.0, 1500.0]));
+    }
+
     #[test]
     fn settings_that_differ_are_mentioned_and_scenarios_must_not() {
-        let base = || ("a".to_owned(), Outcome::new("fan-out"));
-        let mut other = base();
-        other.1.setting("rooms", &9);
-        let (text, _) = compare(&[base(), other]).unwrap();
-        assert!(text.contains("differs: rooms is 9"), "{text}");
-        assert!(compare(&[base(), ("b".to_owned(), Outcome::new("echo"))]).is_err());
+        let mut other = result(1);
+        other.settings.insert("rooms".to_owned(), "9".to_owned());
+        let results = [("a".to_owned(), result(1)), ("b".to_owned(), other)];
+        assert!(compare(&results).unwrap().0.contains("differs: rooms is 9"));
+        let results = [
+            ("a".to_owned(), result(1)),
+            ("b".to_owned(), Outcome::new("echo")),
+        ];
+        assert!(compare(&results).is_err());
     }
 }

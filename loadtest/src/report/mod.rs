@@ -1,9 +1,12 @@
-//! Presentation of results: a table for the terminal, and a comparison.
+//! Presentation of results: a table for the terminal, a page with plots, a comparison.
 
 mod compare;
+mod page;
+mod plot;
 mod table;
 
 pub(crate) use compare::compare;
+pub(crate) use page::page;
 pub(crate) use table::table;
 
 /// Formats a figure with three or four digits.

@@ -73,3 +73,28 @@ pub(super) fn ledger(tally: &Tally) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_tells_figures_faults_and_limits() {
+        let mut outcome = Outcome::new("fan-out");
+        outcome.seconds = 2.0;
+        outcome.targets = vec!["http://h:1".to_owned()];
+        outcome.set("deliveries", 4000);
+        outcome.ledger.lost = 7;
+        outcome.limit("the moon");
+        let text = table(&outcome);
+        for part in [
+            "fan-out against http://h:1",
+            "deliveries per second",
+            "2000",
+            "7 lost",
+            "LIMITED BY the moon",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}
