@@ -17,6 +17,7 @@
 //! ```
 
 mod attempts;
+mod connections;
 mod follow;
 mod metrics;
 mod page;
@@ -57,6 +58,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
+use self::connections::Connections;
 pub(crate) use self::{page::Pages, view::View};
 use super::api;
 
@@ -241,6 +243,7 @@ async fn serve(
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let serving = Arc::new(serving);
+    let connections = Arc::new(Connections::new());
     loop {
         // Not graceful, because a scraper that keeps its connection open must not delay the exit.
         let accepted = tokio::select! {
@@ -252,8 +255,10 @@ async fn serve(
             continue;
         };
         let serving = Arc::clone(&serving);
-        let connection = async move { serving.connection(stream, peer).await };
-        drop(tokio::spawn(timeout(LIFETIME, connection)));
+        connections.run(|has_asked| async move {
+            let connection = serving.connection(stream, peer, &has_asked);
+            drop(timeout(LIFETIME, connection).await);
+        });
     }
 }
 
@@ -265,12 +270,13 @@ struct Serving {
 }
 
 impl Serving {
-    async fn connection(&self, stream: TcpStream, peer: SocketAddr) {
+    /// Sets the flag with the first request.
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, has_asked: &AtomicBool) {
         let is_local = peer.ip().to_canonical().is_loopback();
         match &self.tls {
             Some(tls) if !is_local || self.begins_tls(&stream).await => {
                 match timeout(self.idle_timeout, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => self.requests(stream, peer).await,
+                    Ok(Ok(stream)) => self.requests(stream, peer, has_asked).await,
                     Ok(Err(error)) => {
                         tracing::debug!(%peer, %error, "a TLS handshake of the internal port failed");
                     }
@@ -279,7 +285,7 @@ impl Serving {
                     }
                 }
             }
-            _ => self.requests(stream, peer).await,
+            _ => self.requests(stream, peer, has_asked).await,
         }
     }
 
@@ -290,8 +296,14 @@ impl Serving {
         matches!(peeked, Ok(Ok(1))) && first == [TLS_HANDSHAKE]
     }
 
-    async fn requests(&self, stream: impl AsyncRead + AsyncWrite + Unpin, peer: SocketAddr) {
+    async fn requests(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        peer: SocketAddr,
+        has_asked: &AtomicBool,
+    ) {
         let service = service_fn(|mut request: http::Request<Incoming>| {
+            has_asked.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(Peer(peer));
             self.router.clone().oneshot(request.map(Body::new))
         });
