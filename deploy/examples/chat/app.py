@@ -5,6 +5,8 @@
 
 It serves the page and logs users in. Roomcast verifies their tokens (roomcast.toml), posts what clients do to /hook,
 and carries out the operations that are returned. The balancer leads /socket.io/ to Roomcast and the rest to here.
+Clients send arguments of any number and type. An exception would count as an outage of the application, so each
+function checks its arguments.
 """
 
 import base64
@@ -49,7 +51,7 @@ def ack(**argument):
     return {"op": "ack", "args": [argument]}
 
 
-def join(socket, room):
+def join(socket, room=None, *_):
     if not isinstance(room, str) or not room.strip():
         return [ack(error="a room needs a name")]
     with lock:
@@ -68,11 +70,13 @@ def forget(socket, room):
     return others(socket, "left", [f"room:{room}"], room=room, user=socket["user"])
 
 
-def leave(socket, room):
+def leave(socket, room=None, *_):
+    if not isinstance(room, str):
+        return [ack(error="a room needs a name")]
     return [{"op": "leave", "rooms": [f"room:{room}"]}, forget(socket, room), ack()]
 
 
-def message(socket, room, text):
+def message(socket, room=None, text=None, *_):
     if f"room:{room}" not in socket["rooms"]:
         return [ack(error="join the room first")]
     if not isinstance(text, str) or not text.strip():
@@ -80,14 +84,14 @@ def message(socket, room, text):
     return [others(socket, "message", [f"room:{room}"], room=room, **{"from": socket["user"]}, text=text), ack()]
 
 
-def private_message(socket, user, text):
-    if user not in PASSWORDS:
+def private_message(socket, user=None, text=None, *_):
+    if not isinstance(user, str) or user not in PASSWORDS:
         return [ack(error="no such user")]
     argument = {"from": socket["user"], "text": text}
     return [{"op": "emit", "event": "private message", "args": [argument], "users": [user]}, ack()]
 
 
-def typing(socket, room, is_typing):
+def typing(socket, room=None, is_typing=False, *_):
     if f"room:{room}" not in socket["rooms"]:
         return []
     return [others(socket, "typing", [f"room:{room}"], room=room, user=socket["user"], isTyping=is_typing)]
@@ -127,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/login":
             given = json.loads(body)
-            if given["password"] != PASSWORDS.get(given["name"]):
+            if (given["name"], given["password"]) not in PASSWORDS.items():
                 return self.send_error(401)
             return self.send(json.dumps({"token": issue(given["name"])}).encode())
         if self.path != "/hook" or not is_genuine(self.headers.get("Roomcast-Signature", ""), body):

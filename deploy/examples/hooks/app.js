@@ -3,7 +3,8 @@
 //     npm install express
 //     ROOMCAST_SECRET=… node app.js [PORT]
 //
-// Roomcast posts what its clients do and carries out the operations that are returned.
+// Roomcast posts what its clients do and carries out the operations that are returned. Clients send arguments of any
+// number and type. An exception would count as an outage of the application, so each function checks its arguments.
 
 "use strict";
 
@@ -15,8 +16,9 @@ const SECRET = process.env.ROOMCAST_SECRET;
 const USERS = { "token-of-ada": "ada", "token-of-bob": "bob" };
 
 function connect({ auth, socket }) {
-  const user = Object.hasOwn(USERS, auth.token) && USERS[auth.token];
-  if (!user) return [{ op: "refuse", message: "unknown token", data: { code: 401 } }];
+  const isKnown = typeof auth.token === "string" && Object.hasOwn(USERS, auth.token);
+  if (!isKnown) return [{ op: "refuse", message: "unknown token", data: { code: 401 } }];
+  const user = USERS[auth.token];
   return [
     { op: "set_user", user },
     { op: "set_data", data: { name: user } },
@@ -35,6 +37,9 @@ const events = {
     ];
   },
   whisper({ socket }, user, text) {
+    if (!Object.values(USERS).includes(user) || typeof text !== "string") {
+      return [{ op: "refuse", message: "name a user and say something" }];
+    }
     return [
       { op: "emit", event: "whisper", args: [socket.user, text], users: [user] },
       { op: "ack", args: ["delivered"] },

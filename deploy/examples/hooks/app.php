@@ -3,7 +3,8 @@
 //
 //     ROOMCAST_SECRET=… PHP_CLI_SERVER_WORKERS=8 php -S 127.0.0.1:8000 app.php
 //
-// Roomcast posts what its clients do and carries out the operations that are returned.
+// Roomcast posts what its clients do and carries out the operations that are returned. Clients send arguments of any
+// number and type. An exception would count as an outage of the application, so each function checks its arguments.
 
 declare(strict_types=1);
 
@@ -12,7 +13,8 @@ const USERS = ['token-of-ada' => 'ada', 'token-of-bob' => 'bob'];
 
 function connect(array $request): array
 {
-    $user = USERS[$request['auth']['token'] ?? ''] ?? null;
+    $token = $request['auth']['token'] ?? null;
+    $user = is_string($token) ? USERS[$token] ?? null : null;
     if ($user === null) {
         return [['op' => 'refuse', 'message' => 'unknown token', 'data' => ['code' => 401]]];
     }
@@ -38,8 +40,11 @@ function message(array $request, mixed $text = null): array
     ];
 }
 
-function whisper(array $request, string $user, string $text): array
+function whisper(array $request, mixed $user = null, mixed $text = null): array
 {
+    if (!in_array($user, USERS, true) || !is_string($text)) {
+        return [['op' => 'refuse', 'message' => 'name a user and say something']];
+    }
     $sender = $request['socket']['user'];
     return [
         ['op' => 'emit', 'event' => 'whisper', 'args' => [$sender, $text], 'users' => [$user]],

@@ -3,7 +3,8 @@
 
     ROOMCAST_SECRET=… ./app.py [PORT [ADDRESS]]
 
-Roomcast posts what its clients do and carries out the operations that are returned.
+Roomcast posts what its clients do and carries out the operations that are returned. Clients send arguments of any
+number and type. An exception would count as an outage of the application, so each function checks its arguments.
 """
 
 import hashlib
@@ -20,7 +21,8 @@ USERS = {"token-of-ada": "ada", "token-of-bob": "bob"}
 
 
 def connect(request):
-    user = USERS.get(request["auth"].get("token"))
+    token = request["auth"].get("token")
+    user = USERS.get(token) if isinstance(token, str) else None
     if user is None:
         return [{"op": "refuse", "message": "unknown token", "data": {"code": 401}}]
     return [
@@ -32,7 +34,7 @@ def connect(request):
     ]
 
 
-def message(request, text):
+def message(request, text=None, *_):
     if not isinstance(text, str) or not text.strip():
         return [{"op": "refuse", "message": "say something"}]
     sender = request["socket"]["data"]["name"]
@@ -42,7 +44,9 @@ def message(request, text):
     ]
 
 
-def whisper(request, user, text):
+def whisper(request, user=None, text=None, *_):
+    if user not in USERS.values() or not isinstance(text, str):
+        return [{"op": "refuse", "message": "name a user and say something"}]
     return [
         {"op": "emit", "event": "whisper", "args": [request["socket"]["user"], text], "users": [user]},
         {"op": "ack", "args": ["delivered"]},

@@ -15,6 +15,7 @@ const { startBrowser, PATIENCE } = require("./support/browser");
 const { startFront } = require("./support/front");
 const { startGateway } = require("./support/gateway");
 const { sparePort } = require("./support/ports");
+const { hostileArguments, post } = require("./support/signatures");
 const { deadline, until } = require("./support/wait");
 
 const CHAT = join(__dirname, "../../../deploy/examples/chat");
@@ -118,6 +119,9 @@ for (const [name, Server] of [["a server in Node.js", NodeServer], ["Roomcast an
       const tab = await open();
       await tab.logIn("ada", "baker");
       await tab.shows("#notice", "Wrong name or password");
+      // An unknown name has no password, which is not the password `null`.
+      const body = JSON.stringify({ name: "eve", password: null });
+      assert.equal((await fetch(`${server.front.url}/login`, { method: "POST", body })).status, 401);
       const encoded = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
       const forged = `${encoded({ alg: "HS256" })}.${encoded({ sub: "ada", exp: 9_999_999_999 })}.${"A".repeat(43)}`;
       for (const token of [forged, "no token"]) {
@@ -170,6 +174,18 @@ for (const [name, Server] of [["a server in Node.js", NodeServer], ["Roomcast an
         await tab.misses("#log", "only for me");
       }
       await elsewhere.misses("#log", "hello, Ada");
+    });
+
+    test("does not fail at the arguments of hostile clients", { skip: Server === NodeServer }, async () => {
+      const socket = { id: "s", user: "ada", rooms: ["room:text"], data: {} };
+      for (const event of ["join", "leave", "message", "private message", "typing", "no such event"]) {
+        for (const args of hostileArguments()) {
+          const url = `http://127.0.0.1:${server.ports.site}/hook`;
+          const response = await post(url, SECRETS.ROOMCAST_SECRET, { type: "event", event, args, socket });
+          assert.equal(response.status, 200, `${event} ${JSON.stringify(args)}`);
+          assert.ok(Array.isArray(await response.json()));
+        }
+      }
     });
 
     test("goes on in its room when the server has gone away and come back", async () => {

@@ -12,7 +12,7 @@ const { after, afterEach, before, describe, test } = require("node:test");
 const { startBrowser } = require("./support/browser");
 const { startGateway } = require("./support/gateway");
 const { sparePort } = require("./support/ports");
-const { malformedSignatures } = require("./support/signatures");
+const { hostileArguments, malformedSignatures, post } = require("./support/signatures");
 const { until } = require("./support/wait");
 
 const SECRET = "a secret of the tests 0123456789";
@@ -92,18 +92,34 @@ for (const [name, command, args] of [
       await ada.receives(["left", "bob"]);
     });
 
+    test("does not fail at the arguments and the auth of hostile clients", async () => {
+      const socket = { id: "s", user: "ada", rooms: ["lobby"], data: { name: "ada" } };
+      for (const event of ["message", "whisper", "no such event"]) {
+        for (const args of hostileArguments()) {
+          const response = await post(url, SECRET, { type: "event", event, args, socket });
+          assert.equal(response.status, 200, `${event} ${JSON.stringify(args)}`);
+          assert.ok(Array.isArray(await response.json()));
+        }
+      }
+      for (const [token] of hostileArguments()) {
+        const response = await post(url, SECRET, { type: "connect", auth: { token }, socket });
+        assert.equal(response.status, 200, JSON.stringify(token));
+        assert.equal((await response.json())[0].message, "unknown token");
+      }
+    });
+
     test("refuses requests without a valid signature", async () => {
-      const post = async (headers) => {
+      const status = async (headers) => {
         const all = { "content-type": "application/json", ...headers };
         return (await fetch(url, { method: "POST", body: "{}", headers: all })).status;
       };
       const now = Math.floor(Date.now() / 1000);
-      assert.equal(await post({}), 403);
-      assert.equal(await post({ "roomcast-signature": `t=${now},v1=${"0".repeat(64)}` }), 403);
+      assert.equal(await status({}), 403);
+      assert.equal(await status({ "roomcast-signature": `t=${now},v1=${"0".repeat(64)}` }), 403);
       const old = createHmac("sha256", SECRET).update(`${now - 900}.{}`).digest("hex");
-      assert.equal(await post({ "roomcast-signature": `t=${now - 900},v1=${old}` }), 403);
+      assert.equal(await status({ "roomcast-signature": `t=${now - 900},v1=${old}` }), 403);
       for (const malformed of malformedSignatures()) {
-        assert.equal(await post({ "roomcast-signature": malformed }), 403, malformed);
+        assert.equal(await status({ "roomcast-signature": malformed }), 403, malformed);
       }
     });
   });

@@ -1,6 +1,23 @@
-// Signatures of hooks that no node has written.
+// Requests of hooks that only a hostile client or stranger causes.
 
 "use strict";
+
+const { createHmac } = require("node:crypto");
+
+/** Posts a request of a hook with a valid signature. Returns the response. */
+function post(url, secret, request) {
+  const body = JSON.stringify({ namespace: "/", ...request });
+  const now = Math.floor(Date.now() / 1000);
+  const signature = createHmac("sha256", secret).update(`${now}.${body}`).digest("hex");
+  const headers = { "Content-Type": "application/json", "Roomcast-Signature": `t=${now},v1=${signature}` };
+  return fetch(url, { method: "POST", body, headers });
+}
+
+/** Arguments of an event that an application has to expect from clients, and must not fail at. */
+function hostileArguments() {
+  const values = [null, true, 7, "text", "", [], ["x"], {}, { toString: 1 }];
+  return [[], ...values.map((value) => [value]), ...values.map((value) => ["text", value]), ["a", "b", "c", "d"]];
+}
 
 /** Values of the header that an application has to refuse, and must not fail at. */
 function malformedSignatures() {
@@ -25,4 +42,4 @@ function malformedSignatures() {
   ];
 }
 
-module.exports = { malformedSignatures };
+module.exports = { hostileArguments, malformedSignatures, post };
