@@ -310,6 +310,8 @@ describe("an application", () => {
       assert.deepEqual(await ask(client, "x"), internal);
       return gateway.lines.find(({ error }) => /unknown field `room`/.test(error));
     });
+    assert.equal(line.event, "x");
+    assert.ok(backend.of("event").some(({ id }) => id === line.request), line.request);
     const before = await failures("invalid");
     assert.deepEqual(await ask(client, "x"), internal);
     backend.respond = () => "no JSON";

@@ -168,6 +168,25 @@ pub(super) fn read_lists(
     Ok(lists.collect())
 }
 
+/// The request that a line of the log is about, so that it can be found in the application's log.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Subject<'a> {
+    /// Its `id`. The routes of Pakyow's door and the objects of Syncano's have none.
+    pub(crate) request: Option<&'a str>,
+    /// The name of the event that it contains; a batch has several.
+    pub(crate) event: Option<&'a str>,
+}
+
+impl<'a> Subject<'a> {
+    /// A request that is not about one event.
+    pub(super) const fn request(id: &'a str) -> Self {
+        Self {
+            request: Some(id),
+            event: None,
+        }
+    }
+}
+
 type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// A hook and its backend.
@@ -235,16 +254,17 @@ impl Backend {
     /// Posts a body and returns the result of `read` for the response.
     pub(crate) async fn call<T>(
         &self,
+        subject: Subject<'_>,
         body: Bytes,
         forwarded: HeaderMap,
         read: impl FnOnce(&[u8]) -> Result<T, Problem>,
     ) -> Result<T, Failure> {
-        self.run(self.post(body, forwarded, read)).await
+        self.run(subject, self.post(body, forwarded, read)).await
     }
 
     /// Posts a body and returns the response, with any status but those of a backend that fails.
     pub(crate) async fn ask(&self, body: Bytes) -> Result<Response<Bytes>, Failure> {
-        self.run(async {
+        self.run(Subject::default(), async {
             let headers = self.headers(&body, HeaderMap::new());
             let response = self.send(self.request(body, headers)).await?;
             if response.status().is_server_error() {
@@ -267,11 +287,16 @@ impl Backend {
         uri.path_and_query = request.uri().path_and_query().cloned();
         *request.uri_mut() =
             Uri::from_parts(uri).map_err(|error| Failure::Request(error.into()))?;
-        self.run(self.exchange(request, max_response)).await
+        self.run(Subject::default(), self.exchange(request, max_response))
+            .await
     }
 
     /// Runs a request within the limits, and counts it.
-    async fn run<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    async fn run<T>(
+        &self,
+        subject: Subject<'_>,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
         // Outside the future, so that the circuit breaker also counts timeouts.
         let mut passed = None;
         // Futures are moved as a whole, so the layers around a large one get a pointer.
@@ -287,18 +312,19 @@ impl Backend {
         }
         match &result {
             Ok(_) => self.succeeded.inc(),
-            Err(failure) => self.note(failure),
+            Err(failure) => self.note(subject, failure),
         }
         result
     }
 
     /// Counts and logs a failure.
-    pub(super) fn note(&self, failure: &Failure) {
+    pub(super) fn note(&self, subject: Subject<'_>, failure: &Failure) {
         let labels = [&*self.name, failure.label()];
         self.metrics.requests.with_label_values(&labels).inc();
         if let Some(left_out) = self.lines.pass() {
             let hook = &*self.name;
-            tracing::warn!(hook, error = %failure, left_out, "a hook failed");
+            let Subject { request, event } = subject;
+            tracing::warn!(hook, request, event, error = %failure, left_out, "a hook failed");
         }
     }
 
@@ -569,7 +595,9 @@ mod tests {
     /// Posts a body in both ways: with the client of most hooks, and with that for TLS and HTTP/2.
     async fn post_in_both_ways(backend: &Backend) -> [Failure; 2] {
         let body = || Bytes::from_static(b"{}");
-        let posted = backend.call(body(), HeaderMap::new(), read_list).await;
+        let posted = backend
+            .call(Subject::default(), body(), HeaderMap::new(), read_list)
+            .await;
         [
             posted.unwrap_err(),
             backend.ask(body()).await.map(drop).unwrap_err(),
@@ -602,7 +630,9 @@ mod tests {
         let response = "HTTP/1.1 503 No\r\ncontent-length: 9999999\r\n\r\n";
         let (backend, metrics) = backend(response.into()).await;
         let body = Bytes::from_static(b"{}");
-        let posted = backend.call(body, HeaderMap::new(), read_list).await;
+        let posted = backend
+            .call(Subject::default(), body, HeaderMap::new(), read_list)
+            .await;
         assert!(matches!(posted, Err(Failure::Status(status)) if status == 503));
         assert!(backend.breaker.is_open());
         assert_eq!(count(&metrics, "status"), 1);
@@ -612,7 +642,9 @@ mod tests {
     async fn bytes_that_are_not_http_are_an_outage() {
         let (backend, metrics) = backend(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()).await;
         let body = Bytes::from_static(b"{}");
-        let posted = backend.call(body, HeaderMap::new(), read_list).await;
+        let posted = backend
+            .call(Subject::default(), body, HeaderMap::new(), read_list)
+            .await;
         assert!(matches!(posted, Err(Failure::Unreachable(_))));
         assert!(backend.breaker.is_open());
         assert_eq!(count(&metrics, "unreachable"), 1);

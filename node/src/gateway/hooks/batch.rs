@@ -37,7 +37,7 @@ use tokio::{sync::oneshot, time::sleep};
 
 use super::{
     Hooks,
-    backend::{Backend, Failure, read_lists},
+    backend::{Backend, Failure, Subject, read_lists},
     metrics::Metrics,
     noted,
     request::{self, BatchBody},
@@ -106,6 +106,13 @@ impl Pending {
         let args = self.event.args();
         let attachments = args.attachments().iter().map(|bytes| bytes.len());
         args.json().len() + attachments.sum::<usize>()
+    }
+
+    fn subject(&self) -> Subject<'_> {
+        Subject {
+            request: None,
+            event: Some(self.event.name()),
+        }
     }
 }
 
@@ -213,7 +220,8 @@ impl Batches {
             drop((own, state));
             for pending in refused {
                 self.waiting.dec();
-                let refused = noted(&self.backend, Failure::Overloaded).refused();
+                let refused =
+                    noted(&self.backend, pending.subject(), Failure::Overloaded).refused();
                 // The client may have gone.
                 drop(pending.done.send(Err(refused)));
             }
@@ -314,7 +322,10 @@ impl Batches {
             0 => Ok(Vec::new()),
             _ => {
                 let read = |response: &[u8]| read_lists(response, count);
-                backend.call(body.finish(), HeaderMap::new(), read).await
+                let subject = Subject::request(&request);
+                backend
+                    .call(subject, body.finish(), HeaderMap::new(), read)
+                    .await
             }
         };
         // Before the operations are carried out, which may wait: the next batch only
@@ -326,7 +337,7 @@ impl Batches {
             .map_err(|failure| failure.refused());
         let all = runs.into_iter().map(|(run, events)| {
             let events = events.into_iter().map(|(pending, written)| {
-                let list = written.and_then(|()| self.list(&mut lists));
+                let list = written.and_then(|()| self.list(&pending, &mut lists));
                 (pending, list)
             });
             self.carry_out(hooks, run, events.collect())
@@ -342,15 +353,22 @@ impl Batches {
         let id = hooks.next_id();
         let origin = hooks.origin(&self.backend, &id, socket.namespace_name());
         let written = request::event(origin, &self.backend.selection, socket, event, wants_ack);
-        let written = written.map_err(|error| noted(&self.backend, Failure::Request(error)));
+        let written = written
+            .map_err(|error| noted(&self.backend, pending.subject(), Failure::Request(error)));
         body.push(&written.map_err(|failure| failure.refused())?);
         Ok(())
     }
 
     /// The operations for the next event of the response. An empty response has none.
-    fn list(&self, lists: &mut Result<Lists, Refused>) -> Result<Vec<Operation>, Refused> {
+    fn list(
+        &self,
+        pending: &Pending,
+        lists: &mut Result<Lists, Refused>,
+    ) -> Result<Vec<Operation>, Refused> {
         match lists.as_mut().map_err(|refused| refused.clone())?.next() {
-            Some(Err(problem)) => Err(noted(&self.backend, problem.into()).refused()),
+            Some(Err(problem)) => {
+                Err(noted(&self.backend, pending.subject(), problem.into()).refused())
+            }
             list => Ok(list.transpose().ok().flatten().unwrap_or_default()),
         }
     }
@@ -364,11 +382,13 @@ impl Batches {
     ) {
         // One after the other, since they are of one socket.
         for (mut pending, list) in events {
-            let (backend, ack) = (&self.backend, &mut pending.ack);
+            let backend = &self.backend;
+            // Out of the pending event, whose name the log needs.
+            let mut ack = pending.ack.take();
             let result = match list {
                 Ok(list) => {
-                    let socket = &pending.socket;
-                    hooks.answer(backend, socket, list, ack).await
+                    let (socket, subject) = (&pending.socket, pending.subject());
+                    hooks.answer(backend, subject, socket, list, &mut ack).await
                 }
                 Err(refused) => Err(refused),
             };

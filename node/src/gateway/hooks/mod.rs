@@ -43,7 +43,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 pub(crate) use self::{
-    backend::{Backend, Failure},
+    backend::{Backend, Failure, Subject},
     request::Connecting,
     settings::{Settings, TEMPLATE, Target, default_concurrency, default_timeout, fits},
 };
@@ -232,14 +232,15 @@ impl Hooks {
         // A client is refused if the application does not respond.
         let fail = |failure: &Failure| HandlerError::from(failure.refused());
         let request = self.next_id();
+        let subject = Subject::request(&request);
         let origin = self.origin(backend, &request, namespace);
         let handshake = client.handshake;
         let body = request::connect(origin, &backend.selection, id.as_str(), client, &data)
-            .map_err(|error| noted(backend, Failure::Request(error.into())))
+            .map_err(|error| noted(backend, subject, Failure::Request(error.into())))
             .map_err(|failure| fail(&failure))?;
         let forwarded = backend.selection.forward(handshake);
         let span = Span::Connect { namespace };
-        let called = backend.call(body, forwarded, read_list);
+        let called = backend.call(subject, body, forwarded, read_list);
         let called = traces::begin(&span).during(called).await;
         let list = called.map_err(|failure| fail(&failure))?;
         let shown = data.session.as_ref().and(data.user.as_deref());
@@ -249,7 +250,7 @@ impl Hooks {
                 shown.map_or(Ok(()), |user| checked.keeps_user(user))?;
                 Ok(checked)
             })
-            .map_err(|problem| fail(&noted(backend, problem.into())))?;
+            .map_err(|problem| fail(&noted(backend, subject, problem.into())))?;
         let mut data = checked.admit(data)?;
         // The socket does not exist yet, so joins and emits wait until it has
         // connected.
@@ -274,7 +275,7 @@ impl Hooks {
             let report = checked
                 .carry_out(&socket.namespace(), Some(socket), &mut None)
                 .await;
-            note(&hook.backend, &report);
+            note(&hook.backend, Subject::default(), &report);
         }
         // After the operations, so that the record has the rooms that they joined.
         self.keep(socket);
@@ -310,14 +311,20 @@ impl Hooks {
         }
         let _turn = turn(socket).await;
         let request = self.next_id();
+        let subject = Subject {
+            request: Some(&request),
+            event: Some(event.name()),
+        };
         let origin = self.origin(backend, &request, socket.namespace_name());
         let wants_ack = ack.is_wanted();
         let body = request::event(origin, &backend.selection, socket, event, wants_ack)
-            .map_err(|error| noted(backend, Failure::Request(error)).refused())?;
+            .map_err(|error| noted(backend, subject, Failure::Request(error)).refused())?;
         let forwarded = backend.selection.forward(socket.handshake());
-        let called = backend.call(body, forwarded, read_list).await;
+        let called = backend.call(subject, body, forwarded, read_list).await;
         let list = called.map_err(|failure| failure.refused())?;
-        let answered = self.answer(backend, socket, list, &mut Some(ack)).await;
+        let answered = self
+            .answer(backend, subject, socket, list, &mut Some(ack))
+            .await;
         Ok(answered?)
     }
 
@@ -326,11 +333,12 @@ impl Hooks {
     async fn answer(
         &self,
         backend: &Backend,
+        subject: Subject<'_>,
         socket: &Socket,
         list: Vec<Operation>,
         ack: &mut Option<Ack>,
     ) -> Result<(), Refused> {
-        match self.carry_out(backend, socket, list, ack).await {
+        match self.carry_out(backend, subject, socket, list, ack).await {
             Err(refused) if ack.is_some() => Err(refused),
             _ => Ok(()),
         }
@@ -340,12 +348,13 @@ impl Hooks {
     async fn carry_out(
         &self,
         backend: &Backend,
+        subject: Subject<'_>,
         socket: &Socket,
         list: Vec<Operation>,
         ack: &mut Option<Ack>,
     ) -> Result<(), Refused> {
         let checked = operations::check(list, Asks::Event, &self.0.limits)
-            .map_err(|problem| noted(backend, problem.into()).refused())?;
+            .map_err(|problem| noted(backend, subject, problem.into()).refused())?;
         let is_other = checked.changes_asker();
         let report = checked
             .carry_out(&socket.namespace(), Some(socket), ack)
@@ -355,7 +364,7 @@ impl Hooks {
         if is_other && self.stores_disconnects(socket.namespace_name()) {
             self.keep(socket);
         }
-        note(backend, &report).map_or(Ok(()), |failure| Err(failure.refused()))
+        note(backend, subject, &report).map_or(Ok(()), |failure| Err(failure.refused()))
     }
 
     /// Sends the disconnect to the hooks that name it.
@@ -390,7 +399,11 @@ impl Hooks {
                 id,
             }),
             Err(error) => {
-                noted(backend, Failure::Request(error.into()));
+                noted(
+                    backend,
+                    Subject::request(&id),
+                    Failure::Request(error.into()),
+                );
                 None
             }
         }
@@ -558,20 +571,20 @@ impl Reloadable for Hooks {
     }
 }
 
-fn noted(backend: &Backend, failure: Failure) -> Failure {
-    backend.note(&failure);
+fn noted(backend: &Backend, subject: Subject<'_>, failure: Failure) -> Failure {
+    backend.note(subject, &failure);
     failure
 }
 
 /// Counts and logs the failure of a list of operations.
-fn note(backend: &Backend, report: &operations::Report) -> Option<Failure> {
+fn note(backend: &Backend, subject: Subject<'_>, report: &operations::Report) -> Option<Failure> {
     if let Some(error) = report.missed_nodes() {
         let hook = &*backend.name;
         tracing::warn!(hook, %error, "other nodes may have missed operations of a hook");
     }
     let (index, error) = report.failure()?;
     let error = error.to_string();
-    Some(noted(backend, Failure::Operation { index, error }))
+    Some(noted(backend, subject, Failure::Operation { index, error }))
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::{
-    backend::{Backend, read_list},
+    backend::{Backend, Subject, read_list},
     metrics::Metrics,
     store::{Record, Store},
 };
@@ -181,7 +181,8 @@ impl Notices {
         // Not held during the pause, so that those that can be delivered are.
         let _one = self.at_once.acquire().await.map_err(drop)?;
         let (body, forwarded) = (notice.body.clone(), notice.forwarded.clone());
-        let called = self.backend.call(body, forwarded, read_list).await;
+        let subject = Subject::request(&notice.id);
+        let called = self.backend.call(subject, body, forwarded, read_list).await;
         called.map_err(drop)
     }
 
@@ -203,7 +204,10 @@ impl Notices {
                     );
                 }
             }
-            Err(problem) => self.backend.note(&problem.into()),
+            Err(problem) => {
+                let subject = Subject::request(&notice.id);
+                self.backend.note(subject, &problem.into());
+            }
         }
     }
 

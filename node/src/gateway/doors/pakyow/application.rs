@@ -22,7 +22,7 @@ use super::{
     settings::{HookSettings, Occasion, Settings},
 };
 use crate::gateway::{
-    hooks::{Backend, Failure, Hooks},
+    hooks::{Backend, Failure, Hooks, Subject},
     object,
     operations::Problem,
 };
@@ -238,7 +238,10 @@ impl Hook {
         let body = serde_json::to_vec(notice).unwrap_or_default();
         let cookie = cookie.map(|cookie| (header::COOKIE, cookie.clone()));
         let forwarded: HeaderMap = cookie.into_iter().collect();
-        self.backend.call(body.into(), forwarded, read).await
+        let subject = Subject::default();
+        self.backend
+            .call(subject, body.into(), forwarded, read)
+            .await
     }
 }
 
