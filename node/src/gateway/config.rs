@@ -692,8 +692,18 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Job
             value.to_string_lossy().into_owned(),
         ))
     });
+    let has_file = file.is_some();
     let file = file.unwrap_or_default();
     let unknown = options::unknown_variable(&command, &file.variables, environment);
+    // Only the settings file shows whether a variable is a misspelt option or a secret to which the
+    // file refers. Commands that read none run beside a node, with its environment.
+    let is_certain = has_file || matches!(job, Job::Serve(_) | Job::Config(_));
+    let unknown = unknown.filter(|problem| {
+        if !is_certain {
+            eprintln!("warning: {problem}");
+        }
+        is_certain
+    });
     let completed = |config: &mut Config, file| {
         config.complete(innermost(&matches), file);
         config.fits().err()

@@ -29,7 +29,11 @@ pub(crate) struct DrainOptions {
 /// Asks the node to drain. Returns once it has begun.
 pub(crate) fn drain(options: &DrainOptions) -> io::Result<()> {
     let address = reachable(options.internal_listen);
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+    let named = |error: io::Error| {
+        let remedy = "--internal-listen has to be the address of the node";
+        let text = format!("no node responds at {address}: {error}; {remedy}");
+        io::Error::new(error.kind(), text)
+    };
     let header = format!("{DRAIN_HEADER}: 1\r\n");
     let response = exchange(address, "POST /drain", &header).map_err(named)?;
     let status = response.split(' ').nth(1).unwrap_or_default();

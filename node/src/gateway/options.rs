@@ -32,17 +32,15 @@ pub(super) fn complete(command: Command) -> Command {
         let command = complete(command);
         // The options of these commands that concern more than one call.
         let name = command.get_name().to_owned();
-        let is_shared = |heading: Option<&str>| match name.as_str() {
-            "emit" => heading == Some("Redis"),
-            "token" => heading == Some("Settings"),
+        let is_shared = |option: &Arg| match name.as_str() {
+            "emit" => option.get_help_heading() == Some("Redis"),
+            "token" => option.get_id() == "config",
             "key" => false,
-            "doctor" => heading.is_some(),
+            "doctor" => option.get_help_heading().is_some(),
             _ => true,
         };
         command.mut_args(|option| match option.get_long().map(variable) {
-            Some(variable) if is_shared(option.get_help_heading()) => {
-                complete_option(option).env(variable)
-            }
+            Some(variable) if is_shared(&option) => complete_option(option).env(variable),
             _ => option,
         })
     })
@@ -89,7 +87,7 @@ pub(super) fn unknown_variable(
     let tip = nearest(&unknown, &known)
         .map_or_else(String::new, |(_, name)| format!("; did you mean {name}?"));
     Some(format!(
-        "the environment variable {unknown} belongs to no option{tip} `roomcast options` lists them all"
+        "the environment variable {unknown} belongs to no option, and no settings file that was read refers to it{tip} `roomcast options` lists all variables"
     ))
 }
 
@@ -247,6 +245,10 @@ mod tests {
             "{problem}"
         );
         assert!(check("ROOMCAST_PORT", "3000").is_some());
+        // The options of one call of `token` and `emit` have none.
+        for flag in ["ROOMCAST_USER", "ROOMCAST_VALID_FOR", "ROOMCAST_ROOM"] {
+            assert!(check(flag, "1").is_some(), "{flag}");
+        }
         for (name, value) in [
             ("ROOMCAST_LISTEN", "127.0.0.1:0"),
             ("ROOMCAST_PORT", "tcp://10.0.0.7:3000"),

@@ -26,9 +26,6 @@ pub(crate) struct TokenOptions {
     #[command(subcommand)]
     job: Option<TokenJob>,
 
-    #[command(flatten)]
-    source: Source,
-
     /// Id of the user
     #[arg(long, value_name = "ID", required = true)]
     user: Option<String>,
@@ -58,6 +55,10 @@ pub(crate) struct TokenOptions {
     #[arg(long, value_name = "ID")]
     key: Option<String>,
 
+    // The last one, because its heading applies to all options after it.
+    #[command(flatten)]
+    source: Source,
+
     /// The file's section.
     #[arg(skip)]
     pub(crate) settings: auth::Settings,
@@ -85,6 +86,11 @@ fn claim(text: &str) -> Result<Claim, String> {
 pub(crate) fn print_token(options: &TokenOptions) -> Result<(), Box<dyn std::error::Error>> {
     if let Some(TokenJob::Key(options)) = &options.job {
         return create_key(options);
+    }
+    if options.source.config.0.is_none() {
+        return Err(
+            "the key is in the settings file: name it with --config or ROOMCAST_CONFIG".into(),
+        );
     }
     let claims = claims(options, get_current_timestamp());
     let key = options.key.as_deref();
