@@ -149,7 +149,7 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// It is no JSON object, or a member occurs twice.
-    #[error("{0}")]
+    #[error("expected a JSON object: {0}")]
     Json(String),
     /// A member has another type or is unknown.
     #[error("{error}")]
@@ -520,6 +520,9 @@ mod tests {
         let error = Publish::read(r#"{"data":1,"colour":2}"#).expect_err("unknown");
         let wanted = "unknown field `colour`, expected one of `event`, `data`, `args`";
         assert_eq!(error.to_string(), wanted);
+        // Such as a text that was posted as it is.
+        let error = Publish::read("hello").expect_err("no JSON").to_string();
+        assert!(error.starts_with("expected a JSON object: "), "{error}");
     }
 
     #[test]

@@ -6,9 +6,13 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::{info, warn};
 
-/// Raises the soft limit of open files to the hard limit and logs the result.
+/// Raises the soft limit of open files to the hard limit, unless it is as high already, and logs the
+/// result.
 pub(crate) fn raise() {
     let before = getrlimit(Resource::Nofile);
+    if before.current == before.maximum {
+        return;
+    }
     let wanted = Rlimit {
         current: before.maximum,
         maximum: before.maximum,

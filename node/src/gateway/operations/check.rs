@@ -113,13 +113,16 @@ impl Check<'_> {
 
     /// Whether there is a socket that asks and can still be acted on.
     fn asker(&self) -> Result<(), Problem> {
-        let what = match self.asks {
+        let reason = match self.asks {
             Asks::Connect | Asks::Event => return Ok(()),
-            Asks::Disconnect => "the asking socket has disconnected",
-            Asks::Nobody => "no socket asks",
+            Asks::Disconnect => " because the socket has disconnected",
+            Asks::Nobody => "",
         };
-        let remedy = "name `rooms`, `sockets` or `users`, or set `all`";
-        Err(Problem::new("", format!("{what}: {remedy}")))
+        let remedy = "set `rooms`, `sockets`, `users` or `all`";
+        Err(Problem::new(
+            "",
+            format!("a selection is required{reason}: {remedy}"),
+        ))
     }
 
     fn rooms(&self, field: &str, rooms: &[String]) -> Result<(), Problem> {

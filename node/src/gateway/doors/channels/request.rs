@@ -65,7 +65,9 @@ impl Call {
         let settings = channels.settings();
         let namespace = namespace(path.get("namespace").map_or("", String::as_str));
         if !settings.has(&namespace) {
-            let detail = format!("channels do not lead into {namespace}");
+            let detail = format!(
+                "{namespace} has no channels: `doors.channels.namespaces` lists those that have"
+            );
             return Err(Problem::new(Kind::UnknownNamespace, detail));
         }
         let query = parts.uri.query().unwrap_or_default();
