@@ -64,6 +64,22 @@ fn handlers() -> Namespace {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_acknowledged() {
+    let io = Server::builder().namespace(handlers());
+    let address = serve(&io.build().await.unwrap()).await;
+    let acknowledged = spawn_blocking(move || {
+        let url = format!("ws://{address}/socket.io/?EIO=4&transport=websocket");
+        let (mut client, _) = tungstenite::connect(url).unwrap();
+        client.read().unwrap(); // 0{"sid":…}
+        client.send("40".into()).unwrap();
+        client.read().unwrap(); // 40{"sid":…}
+        client.send(r#"421["add",1,2]"#.into()).unwrap();
+        client.read().unwrap().to_string()
+    });
+    assert_eq!(acknowledged.await.unwrap(), "431[3]");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handler_takes_what_it_needs_and_its_result_is_the_acknowledgement() {
     let (_io, address) = start(handlers()).await;
     let asked = spawn_blocking(move || {
@@ -144,8 +160,8 @@ fn members_only() -> Namespace {
     Namespace::new("/")
         .authorize(
             async |handshake: Handshake, tokens: State<Tokens>| -> HandlerResult<User> {
-                let credentials: Credentials = handshake.auth()?;
-                let Some(name) = tokens.get(&credentials.token) else {
+                let given = handshake.auth::<Credentials>().ok();
+                let Some(name) = given.and_then(|given| tokens.get(&given.token)) else {
                     let refused = Refused::new("unknown token");
                     Err(refused.data(&json!({ "retry": false })))?
                 };
@@ -165,11 +181,18 @@ async fn who_presents_a_token_is_known_and_who_does_not_is_refused() {
     let tried = spawn_blocking(move || {
         let mut ada = Client::connect_as(&address, &json!({ "token": "secret" })).unwrap();
         assert_eq!(ada.ask(&json!(["whoami"])), json!(["Ada"]));
-        Client::connect_as(&address, &json!({ "token": "guess" })).err()
+        [
+            json!({ "token": "guess" }),
+            json!({}),
+            json!({ "token": [] }),
+        ]
+        .map(|auth| Client::connect_as(&address, &auth).err())
     });
-    let error = tried.await.unwrap().unwrap();
-    assert_eq!(error["message"], "unknown token");
-    assert_eq!(error["data"], json!({ "retry": false }));
+    for error in tried.await.unwrap() {
+        let error = error.unwrap();
+        assert_eq!(error["message"], "unknown token");
+        assert_eq!(error["data"], json!({ "retry": false }));
+    }
 }
 
 /// The number of visits, which all handlers share.
