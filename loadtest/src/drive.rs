@@ -318,7 +318,7 @@ impl<'a> Drive<'a> {
             has_begun: true,
             arrivals: self.population.arrivals(),
             sent: self.population.counts.sent,
-            received_bytes: self.run.swarm.volume().received_bytes,
+            received_bytes: self.run.swarm.received_bytes(),
             begin: clock::now(),
             emitter_cpu: self.emitter_cpu(),
         };
@@ -338,7 +338,7 @@ impl<'a> Drive<'a> {
             self.population.arrivals() - self.marks.arrivals,
         );
         outcome.set("messages", self.population.counts.sent - self.marks.sent);
-        let received = self.run.swarm.volume().received_bytes - self.marks.received_bytes;
+        let received = self.run.swarm.received_bytes() - self.marks.received_bytes;
         outcome.set("received bytes", received);
         outcome.set("connections", open);
         self.check_rate();

@@ -112,7 +112,6 @@ pub(crate) struct Times {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    pub(crate) connected: u64,
     /// Current number of members with a confirmed join.
     pub(crate) members: u64,
     pub(crate) joins: u64,
@@ -457,7 +456,6 @@ impl Population {
 
 impl Sink for Population {
     fn connected(&mut self, client: usize, now: Nanos, replies: &mut Replies) {
-        self.counts.connected += 1;
         if self.since[client] & RETURNING == 0 {
             let since = self.since[client];
             self.times.connect.record(now.saturating_sub(since));

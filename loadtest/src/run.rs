@@ -93,12 +93,12 @@ impl Run {
     pub(crate) fn settle(&mut self, sink: &mut impl Sink) -> anyhow::Result<()> {
         self.enter("waiting for quiet", None);
         let deadline = clock::now() + LONGEST_SETTLING;
-        let mut received = self.swarm.volume().received_bytes;
+        let mut received = self.swarm.received_bytes();
         let mut quiet_since = clock::now();
         loop {
             self.turn(TURN, sink)?;
             let now = clock::now();
-            let volume = self.swarm.volume().received_bytes;
+            let volume = self.swarm.received_bytes();
             if volume != received {
                 received = volume;
                 quiet_since = now;

@@ -205,17 +205,17 @@ pub(crate) fn run(options: &Chaos) -> anyhow::Result<bool> {
         return returns::run(options);
     }
     let wanted = &options.faults;
-    let is_wanted = |fault: &&Fault| {
+    let is_wanted = |(_, fault): &(usize, &Fault)| {
         wanted.is_empty() || wanted.iter().any(|range| range.contains(&fault.number))
     };
-    let faults: Vec<&Fault> = FAULTS.iter().filter(is_wanted).collect();
+    let faults: Vec<_> = FAULTS.iter().enumerate().filter(is_wanted).collect();
     if faults.is_empty() {
         let said = "--faults: none of these can be caused".to_owned();
         return Err(Failure::Arguments(said).into());
     }
     let folder = Folder::new(options.folder.as_deref())?;
     let mut rows = Vec::new();
-    for fault in faults {
+    for (index, fault) in faults {
         if let Some(reason) = fault.missing(options.servers) {
             progress(&format!("fault {}: {reason}", fault.number));
             rows.push(Row::new(fault, Of::Nobody(reason)));
@@ -223,12 +223,7 @@ pub(crate) fn run(options: &Chaos) -> anyhow::Result<bool> {
         }
         let mut of_fault = Vec::new();
         for round in 1..=options.rounds {
-            let index = FAULTS.iter().position(|one| one.name == fault.name);
-            let name = format!(
-                "fault{}-{}-{round}",
-                fault.number,
-                index.unwrap_or_default()
-            );
+            let name = format!("fault{}-{index}-{round}", fault.number);
             let of_round = one(options, fault, &folder.path.join(&name))
                 .with_context(|| format!("fault {}, round {round}", fault.number))?;
             for row in &of_round {

@@ -14,8 +14,6 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
     /// Whether the connection stays open for another request.
     pub(crate) is_kept: bool,
-    /// Length of the response in the buffer, in bytes.
-    pub(crate) end: usize,
 }
 
 /// The bytes are not HTTP, or longer than any response to a polling client.
@@ -36,13 +34,13 @@ pub(crate) fn read(bytes: &[u8], has_ended: bool) -> Result<Option<Answer>, Inva
     };
     let head = Head::parse(&bytes[..head_end]).ok_or(Invalid)?;
     let rest = &bytes[head_end..];
-    let found = match head.framing {
+    let body = match head.framing {
         Framing::Length(length) if length > LONGEST_BODY_BYTES => return Err(Invalid),
-        Framing::Length(length) => rest.get(..length).map(|body| (body.to_vec(), length)),
+        Framing::Length(length) => rest.get(..length).map(<[u8]>::to_vec),
         Framing::Chunks => read_chunks(rest)?,
-        Framing::UntilEnd => has_ended.then(|| (rest.to_vec(), rest.len())),
+        Framing::UntilEnd => has_ended.then(|| rest.to_vec()),
     };
-    let Some((body, length)) = found else {
+    let Some(body) = body else {
         let can_be = !has_ended && rest.len() < 2 * LONGEST_BODY_BYTES;
         return can_be.then_some(None).ok_or(Invalid);
     };
@@ -51,7 +49,6 @@ pub(crate) fn read(bytes: &[u8], has_ended: bool) -> Result<Option<Answer>, Inva
         cookies: head.cookies,
         body,
         is_kept: head.is_kept,
-        end: head_end + length,
     }))
 }
 
@@ -142,13 +139,10 @@ impl Head {
     }
 }
 
-/// Reads the chunks of a body. Returns it with its length in the buffer, or `None` while it is
-/// incomplete.
-fn read_chunks(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, Invalid> {
+/// Joins the chunks of a body. Returns `None` while it is incomplete.
+fn read_chunks(mut rest: &[u8]) -> Result<Option<Vec<u8>>, Invalid> {
     let mut body = Vec::new();
-    let mut at = 0;
     loop {
-        let rest = &bytes[at..];
         let (start, size) = match httparse::parse_chunk_size(rest) {
             Ok(httparse::Status::Complete((start, size))) => (start, size as usize),
             Ok(httparse::Status::Partial) if rest.len() <= 100 => return Ok(None),
@@ -162,11 +156,11 @@ fn read_chunks(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, Invalid> {
         };
         // Trailers after the last chunk are invalid: servers do not send them to polling clients.
         let data = chunk.strip_suffix(b"\r\n").ok_or(Invalid)?;
-        at += start + size + 2;
         if size == 0 {
-            return Ok(Some((body, at)));
+            return Ok(Some(body));
         }
         body.extend_from_slice(data);
+        rest = &rest[start + size + 2..];
     }
 }
 
@@ -218,10 +212,7 @@ mod tests {
             assert_eq!(read(&text.as_bytes()[..cut], true), Err(Invalid));
         }
         let answer = whole(&format!("{text}HTTP/1.1 2"), false);
-        assert_eq!(
-            (answer.status, answer.is_kept, answer.end),
-            (200, true, text.len())
-        );
+        assert_eq!((answer.status, answer.is_kept), (200, true));
         assert_eq!(answer.body, b"4abcd");
     }
 

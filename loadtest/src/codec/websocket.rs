@@ -3,8 +3,8 @@
 /// The frame at the start of a buffer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Scan {
-    /// The frame is incomplete. Holds its length including the head, if known.
-    Partial(Option<usize>),
+    /// The frame is incomplete.
+    Partial,
     /// A complete frame and the bounds of its payload.
     Frame {
         opcode: u8,
@@ -29,7 +29,7 @@ pub(crate) const LONGEST_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
 /// Parses the frame at the start of `bytes`.
 pub(crate) fn scan(bytes: &[u8]) -> Scan {
     let [first, second, rest @ ..] = bytes else {
-        return Scan::Partial(None);
+        return Scan::Partial;
     };
     if first & 0x70 != 0 || second & 0x80 != 0 {
         return Scan::Invalid;
@@ -37,11 +37,11 @@ pub(crate) fn scan(bytes: &[u8]) -> Scan {
     let (length, payload_start) = match second & 0x7f {
         126 => match rest.first_chunk() {
             Some(length) => (u64::from(u16::from_be_bytes(*length)), 4),
-            None => return Scan::Partial(None),
+            None => return Scan::Partial,
         },
         127 => match rest.first_chunk() {
             Some(length) => (u64::from_be_bytes(*length), 10),
-            None => return Scan::Partial(None),
+            None => return Scan::Partial,
         },
         short => (u64::from(short), 2),
     };
@@ -50,7 +50,7 @@ pub(crate) fn scan(bytes: &[u8]) -> Scan {
     }
     let end = payload_start + length as usize;
     if bytes.len() < end {
-        return Scan::Partial(Some(end));
+        return Scan::Partial;
     }
     Scan::Frame {
         opcode: first & 0x0f,
@@ -127,7 +127,7 @@ mod tests {
             };
             assert_eq!(&frame[payload_start..end], payload);
             for cut in [0, 1, frame.len() - 1] {
-                assert!(matches!(scan(&frame[..cut]), Scan::Partial(_)));
+                assert_eq!(scan(&frame[..cut]), Scan::Partial);
             }
         }
     }

@@ -3,7 +3,7 @@
 use rustix::{event::epoll::EventFlags, fd::OwnedFd};
 use serde_json::Value;
 
-use super::{Dial, End, Replies, Sink, Transport, Volume, link::Link, source::Sources};
+use super::{Dial, End, Replies, Sink, Transport, link::Link, source::Sources};
 use crate::{
     clock::{self, Nanos},
     codec::{
@@ -71,7 +71,7 @@ pub(super) struct Context<'a> {
     pub(super) epoll: &'a OwnedFd,
     pub(super) dial: &'a Dial,
     pub(super) sources: &'a mut Sources,
-    pub(super) volume: &'a mut Volume,
+    pub(super) received_bytes: &'a mut u64,
 }
 
 /// A received message, apart from its bytes, and the places to which it is passed.
@@ -151,7 +151,7 @@ impl Client {
         if self.is_on_websocket {
             let mut frames = Vec::new();
             packets.for_each(|packet| websocket::write(&mut frames, websocket::TEXT, packet));
-            return self.send_on(WEBSOCKET, context, &frames);
+            return self.send_on(WEBSOCKET, &frames);
         }
         let Some(polling) = &mut self.polling else {
             return Err(End::Closed);
@@ -198,11 +198,11 @@ impl Client {
         while let Some(link) = self.links[slot].as_mut() {
             let filled = link.read(buffer)?;
             let now = clock::now();
-            if !filled.is_empty {
+            if filled.received > 0 {
                 self.alive = now;
             }
             let bytes = &buffer[..filled.bytes];
-            context.volume.received_bytes += bytes.len() as u64;
+            *context.received_bytes += filled.received as u64;
             let mut heard = Heard {
                 context,
                 replies,
@@ -222,7 +222,7 @@ impl Client {
                 replies.clear();
                 sent?;
             }
-            if filled.is_empty || !(filled.has_more || to_the_end) {
+            if !filled.has_more && (filled.received == 0 || !to_the_end) {
                 break;
             }
         }
@@ -245,7 +245,7 @@ impl Client {
                 heard.sink.led_to(self.index, node);
             }
             rest = &rest[head_end..];
-            self.begin_on_websocket(heard.context)?;
+            self.begin_on_websocket()?;
         }
         while !rest.is_empty() {
             match websocket::scan(rest) {
@@ -268,7 +268,7 @@ impl Client {
                     self.other_frame(opcode, is_final, payload, heard)?;
                     rest = &rest[end..];
                 }
-                Scan::Partial(_) => {
+                Scan::Partial => {
                     self.keep(WEBSOCKET, rest);
                     break;
                 }
@@ -302,7 +302,7 @@ impl Client {
             websocket::PING => {
                 let mut pong = Vec::new();
                 websocket::write(&mut pong, websocket::PONG, payload);
-                self.send_on(WEBSOCKET, heard.context, &pong)
+                self.send_on(WEBSOCKET, &pong)
             }
             websocket::PONG => Ok(()),
             websocket::BINARY => {
@@ -470,7 +470,7 @@ impl Client {
         let query = target.query("websocket", sid);
         let request = websocket::request(&target.host, &query, cookie);
         self.open_link(WEBSOCKET, context)?;
-        self.send_on(WEBSOCKET, context, request.as_bytes())
+        self.send_on(WEBSOCKET, request.as_bytes())
     }
 
     /// Whether the HTTP response of the WebSocket is still missing.
@@ -496,14 +496,14 @@ impl Client {
         Ok(head)
     }
 
-    fn begin_on_websocket(&mut self, context: &mut Context<'_>) -> Result<(), End> {
+    fn begin_on_websocket(&mut self) -> Result<(), End> {
         if let Some(link) = &mut self.links[WEBSOCKET] {
             link.has_upgraded = true;
         }
         if self.polling.is_some() {
             let mut probe = Vec::new();
             websocket::write(&mut probe, websocket::TEXT, b"2probe");
-            self.send_on(WEBSOCKET, context, &probe)?;
+            self.send_on(WEBSOCKET, &probe)?;
         }
         Ok(())
     }
@@ -566,7 +566,7 @@ impl Client {
         let query = target.query("polling", &polling.sid);
         let mut request = Vec::new();
         http::request(&mut request, &target.host, &query, &polling.cookie, body);
-        self.send_on(slot, context, &request)
+        self.send_on(slot, &request)
     }
 
     fn open_link(&mut self, slot: usize, context: &mut Context<'_>) -> Result<(), End> {
@@ -577,8 +577,7 @@ impl Client {
         Ok(())
     }
 
-    fn send_on(&mut self, slot: usize, context: &mut Context<'_>, bytes: &[u8]) -> Result<(), End> {
-        context.volume.sent_bytes += bytes.len() as u64;
+    fn send_on(&mut self, slot: usize, bytes: &[u8]) -> Result<(), End> {
         match &mut self.links[slot] {
             Some(link) => link.send(bytes),
             None => Err(End::Closed),

@@ -23,12 +23,12 @@ pub(super) struct Link {
 
 /// Result of a read.
 pub(super) struct Filled {
+    /// Bytes in the buffer: those that were kept, and the received ones.
     pub(super) bytes: usize,
+    pub(super) received: usize,
     /// Whether more bytes may be available.
     pub(super) has_more: bool,
     pub(super) has_ended: bool,
-    /// Whether no bytes were available.
-    pub(super) is_empty: bool,
 }
 
 impl Link {
@@ -111,15 +111,15 @@ impl Link {
         match net::recv(&self.fd, &mut buffer[held..end], RecvFlags::empty()) {
             Ok((count, _)) => Ok(Filled {
                 bytes: held + count,
+                received: count,
                 has_more: count == READ_BYTES,
                 has_ended: count == 0,
-                is_empty: count == 0,
             }),
             Err(errno @ (Errno::AGAIN | Errno::INTR)) => Ok(Filled {
                 bytes: held,
+                received: 0,
                 has_more: errno == Errno::INTR,
                 has_ended: false,
-                is_empty: errno == Errno::AGAIN,
             }),
             Err(errno) => Err(errno.into()),
         }
@@ -160,3 +160,31 @@ const READ_BYTES: usize = 64 * 1024;
 const MOST_UNSENT_BYTES: usize = 8 * 1024 * 1024;
 const STALLED_BUFFER_BYTES: usize = 4096;
 const MOST_THROWN_AWAY: usize = 100_000;
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, net::TcpListener};
+
+    use super::*;
+
+    #[test]
+    fn bytes_that_were_kept_are_received_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut link = Link::open(&epoll, &mut Sources::new(&[]), address, 0).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let mut buffer = Vec::new();
+        let mut read = |bytes: &[u8]| {
+            server.write_all(bytes).unwrap();
+            loop {
+                let filled = link.read(&mut buffer).unwrap();
+                link.keep(&buffer[..filled.bytes]);
+                if filled.received > 0 {
+                    return (filled.bytes, filled.received);
+                }
+            }
+        };
+        assert_eq!((read(b"abc"), read(b"de")), ((3, 3), (5, 2)));
+    }
+}

@@ -148,13 +148,6 @@ impl Replies {
     }
 }
 
-/// Bytes of the transports, without TCP headers.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Volume {
-    pub(crate) received_bytes: u64,
-    pub(crate) sent_bytes: u64,
-}
-
 pub(crate) struct Swarm {
     epoll: OwnedFd,
     /// Ends short waits, because the timeout of epoll has a resolution of milliseconds.
@@ -165,7 +158,7 @@ pub(crate) struct Swarm {
     clients: Vec<Client>,
     dial: Dial,
     sources: Sources,
-    volume: Volume,
+    received_bytes: u64,
     /// Connections that ended while sending, to be reported in the next turn.
     ended: Vec<(usize, End)>,
 }
@@ -192,7 +185,7 @@ impl Swarm {
             clients: Vec::new(),
             sources: Sources::new(&dial.sources),
             dial,
-            volume: Volume::default(),
+            received_bytes: 0,
             ended: Vec::new(),
         })
     }
@@ -260,8 +253,9 @@ impl Swarm {
         }
     }
 
-    pub(crate) fn volume(&self) -> Volume {
-        self.volume
+    /// Bytes of the transports so far, without TCP headers.
+    pub(crate) fn received_bytes(&self) -> u64 {
+        self.received_bytes
     }
 
     pub(crate) fn targets(&self) -> &[Target] {
@@ -324,7 +318,7 @@ impl Swarm {
             epoll: &self.epoll,
             dial: &self.dial,
             sources: &mut self.sources,
-            volume: &mut self.volume,
+            received_bytes: &mut self.received_bytes,
         };
         (&mut self.clients, context)
     }
