@@ -26,6 +26,7 @@ use crate::{
     options::Common,
     outcome::Outcome,
     population::{Behaviour, Population, State},
+    processes,
     run::{Run, TURN},
     swarm::End,
 };
@@ -174,7 +175,7 @@ impl<'a> Drive<'a> {
         self.stall();
         self.rouse()?;
         self.run.settle(&mut self.population)?;
-        self.run.gate.pass()?;
+        processes::wait_for_others(self.common)?;
         self.traffic()?;
         self.wait_for_the_rest()?;
         self.look_at_the_stalled();

@@ -12,7 +12,6 @@ mod external;
 mod failure;
 mod figures;
 mod finder;
-mod gate;
 mod gauge;
 mod histogram;
 mod label;

@@ -1,10 +1,13 @@
 //! Several loader processes on this machine: starts them, releases them together, merges their
 //! results.
+//!
+//! A loader that was started by another writes `ready` to standard output once it is set up, and waits
+//! for `go` on standard input.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Child, ChildStdout, Command, Stdio},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
     thread,
     time::Duration,
 };
@@ -13,12 +16,11 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     clock,
-    gate::{GO, READY},
     options::Common,
     outcome::Outcome,
     run::{check, targets},
     servers::{Observed, USED_BEFORE},
-    watch::{Progress, Watch},
+    watch::Watch,
 };
 
 struct Loader {
@@ -30,10 +32,9 @@ struct Loader {
 pub(crate) fn run(common: &Common) -> anyhow::Result<Outcome> {
     check(&targets(common)?, common)?;
     let mut observed = Observed::new(common)?;
-    let progress = Arc::new(Progress::default());
+    let watch = Watch::start(observed.servers.pids(), !common.quiet);
+    let progress = &watch.progress;
     progress.enter("connecting, in several processes", None);
-    let pids = observed.servers.pids();
-    let watch = Watch::start(Arc::clone(&progress), pids, !common.quiet);
     let mut loaders = Vec::new();
     for part in 0..common.processes {
         loaders.push(Loader::start(part, common.processes)?);
@@ -81,6 +82,22 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<Outcome> {
         }
     }
     Ok(outcome)
+}
+
+/// Waits for the other loaders between set-up and traffic. A single loader does not wait.
+pub(crate) fn wait_for_others(common: &Common) -> anyhow::Result<()> {
+    if common.part.is_none() {
+        return Ok(());
+    }
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{READY}").and_then(|()| stdout.flush())?;
+    let mut line = String::new();
+    let heard = std::io::stdin().lock().read_line(&mut line);
+    heard.context("the first loader is gone")?;
+    if line.trim() != GO {
+        bail!("the first loader gave up");
+    }
+    Ok(())
 }
 
 impl Loader {
@@ -137,4 +154,6 @@ impl Drop for Loader {
     }
 }
 
+const READY: &str = "ready";
+const GO: &str = "go";
 const POLL: Duration = Duration::from_millis(20);

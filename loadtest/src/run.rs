@@ -1,28 +1,25 @@
 //! The parts that all scenarios share: clients, observed servers, the watcher, limits.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::bail;
 
 use crate::{
     clock::{self, Nanos, SECOND},
     failure::Failure,
-    gate::Gate,
     options::Common,
     outcome::Outcome,
     servers::Observed,
     swarm::{Dial, End, Sink, Swarm, Transport},
     system,
     target::Target,
-    watch::{Progress, Watch},
+    watch::Watch,
 };
 
 pub(crate) struct Run {
     pub(crate) swarm: Swarm,
     pub(crate) observed: Observed,
     pub(crate) outcome: Outcome,
-    pub(crate) gate: Gate,
-    progress: Arc<Progress>,
     watch: Watch,
     window: Window,
 }
@@ -43,7 +40,7 @@ impl Run {
         check_descriptors(connections, common.transport)?;
         // With several loaders, the parent process checks and observes the servers.
         let observed = if is_part {
-            Observed::nothing()
+            Observed::default()
         } else {
             check(&targets, common)?;
             Observed::new(common)?
@@ -55,7 +52,6 @@ impl Run {
         outcome.setting("transport", &transport);
         outcome.setting("namespace", &&common.namespace);
         outcome.setting("payload bytes", &common.payload);
-        let progress = Arc::new(Progress::default());
         let shows = !common.quiet && !is_part;
         Ok(Self {
             swarm: Swarm::new(Dial {
@@ -66,17 +62,15 @@ impl Run {
                 auth: common.auth.clone().unwrap_or_default(),
                 sources: common.source.clone(),
             })?,
-            watch: Watch::start(Arc::clone(&progress), observed.servers.pids(), shows),
+            watch: Watch::start(observed.servers.pids(), shows),
             observed,
             outcome,
-            gate: Gate::new(is_part),
-            progress,
             window: Window::default(),
         })
     }
 
     pub(crate) fn enter(&self, phase: &str, ends_at: Option<Nanos>) {
-        self.progress.enter(phase, ends_at);
+        self.watch.progress.enter(phase, ends_at);
     }
 
     pub(crate) fn turn(&mut self, at_most: Nanos, sink: &mut impl Sink) -> anyhow::Result<()> {
@@ -85,8 +79,9 @@ impl Run {
 
     /// Updates the progress for the watcher.
     pub(crate) fn report(&self, connections: u64, deliveries: u64) {
-        self.progress.connections.store(connections, Relaxed);
-        self.progress.deliveries.store(deliveries, Relaxed);
+        let progress = &self.watch.progress;
+        progress.connections.store(connections, Relaxed);
+        progress.deliveries.store(deliveries, Relaxed);
     }
 
     /// Waits until nothing arrives any more, so that earlier traffic does not count.

@@ -9,7 +9,8 @@ use crate::{
     system::{self, Usage},
 };
 
-/// Everything that is observed from outside during a run.
+/// Everything that is observed from outside during a run; nothing by default.
+#[derive(Default)]
 pub(crate) struct Observed {
     pub(crate) servers: Servers,
     others: Servers,
@@ -33,15 +34,6 @@ impl Observed {
             others: Servers(others.collect::<anyhow::Result<_>>()?),
             gauges: gauges.collect::<anyhow::Result<_>>()?,
         })
-    }
-
-    /// Observes nothing.
-    pub(crate) fn nothing() -> Self {
-        Self {
-            servers: Servers(Vec::new()),
-            others: Servers(Vec::new()),
-            gauges: Vec::new(),
-        }
     }
 
     /// The measured window begins.
@@ -69,6 +61,7 @@ impl Observed {
     }
 }
 
+#[derive(Default)]
 pub(crate) struct Servers(Vec<Server>);
 
 /// Limitation if memory did not grow.

@@ -52,13 +52,14 @@ impl Progress {
 }
 
 pub(crate) struct Watch {
-    progress: Arc<Progress>,
-    thread: Option<JoinHandle<Vec<(Nanos, Point)>>>,
+    pub(crate) progress: Arc<Progress>,
+    thread: JoinHandle<Vec<(Nanos, Point)>>,
 }
 
 impl Watch {
     /// Starts to sample these processes.
-    pub(crate) fn start(progress: Arc<Progress>, pids: Vec<u32>, shows_progress: bool) -> Self {
+    pub(crate) fn start(pids: Vec<u32>, shows_progress: bool) -> Self {
+        let progress: Arc<Progress> = Arc::default();
         let shared = Arc::clone(&progress);
         let shown = match (shows_progress, std::io::stderr().is_terminal()) {
             (false, _) => Shown::Nothing,
@@ -66,20 +67,14 @@ impl Watch {
             (true, true) => Shown::Line,
         };
         let thread = thread::spawn(move || watch(&shared, &pids, shown));
-        Self {
-            progress,
-            thread: Some(thread),
-        }
+        Self { progress, thread }
     }
 
     /// Stops the thread and returns the series with times relative to `origin`.
-    pub(crate) fn end(mut self, origin: Nanos) -> Vec<Point> {
+    pub(crate) fn end(self, origin: Nanos) -> Vec<Point> {
         self.progress.has_ended.store(true, Relaxed);
-        let Some(thread) = self.thread.take() else {
-            return Vec::new();
-        };
-        thread.thread().unpark();
-        let points = thread.join().unwrap_or_default();
+        self.thread.thread().unpark();
+        let points = self.thread.join().unwrap_or_default();
         let relative = |at: Nanos| clock::seconds(at) - clock::seconds(origin);
         points
             .into_iter()
@@ -88,12 +83,6 @@ impl Watch {
                 ..point
             })
             .collect()
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.progress.has_ended.store(true, Relaxed);
     }
 }
 
@@ -200,16 +189,13 @@ mod tests {
 
     #[test]
     fn the_watcher_sees_what_the_clients_say() {
-        let progress = Arc::new(Progress::default());
-        progress.connections.store(7, Relaxed);
-        progress.deliveries.store(9, Relaxed);
         let origin = clock::now();
-        let watch = Watch::start(Arc::clone(&progress), vec![std::process::id()], false);
+        let watch = Watch::start(vec![std::process::id()], false);
+        watch.progress.connections.store(7, Relaxed);
+        watch.progress.deliveries.store(9, Relaxed);
         let points = watch.end(origin);
-        assert!(!points.is_empty());
-        for point in points {
-            assert_eq!((point.connections, point.deliveries), (7, 9));
-            assert!(point.server_rss_bytes > 0 && point.at >= 0.0);
-        }
+        let last = points.last().unwrap();
+        assert_eq!((last.connections, last.deliveries), (7, 9));
+        assert!(last.server_rss_bytes > 0 && last.at >= 0.0);
     }
 }

@@ -4,6 +4,7 @@ use super::Drive;
 use crate::{
     clock::{self, span},
     outcome::Outcome,
+    processes,
     run::TURN,
     servers::USED_BEFORE,
     system,
@@ -27,7 +28,7 @@ impl Drive<'_> {
         self.open_all(first..all)?;
         self.check_members()?;
         self.run.settle(&mut self.population)?;
-        self.run.gate.pass()?;
+        processes::wait_for_others(self.common)?;
         let members = self.population.counts.members;
         self.hold()?;
         let kernel = system::kernel_bytes().unwrap_or(0);

@@ -17,6 +17,7 @@ use crate::{
     ledger::{Arrival, Ledger, Shape},
     options::Echo,
     outcome::Outcome,
+    processes::wait_for_others,
     run::{Run, TURN},
     swarm::{End, Replies, Sink},
 };
@@ -188,7 +189,7 @@ pub(super) fn run(options: &Echo) -> anyhow::Result<Outcome> {
     if options.event == "auto" {
         probe(&mut run, &mut asking)?;
     }
-    run.gate.pass()?;
+    wait_for_others(common)?;
     let rate = options.rate.map(|rate| part_of_rate(rate, common));
     traffic(&mut run, &mut asking, options, rate)?;
     let pace = rate.map_or_else(

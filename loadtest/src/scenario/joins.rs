@@ -14,6 +14,7 @@ use crate::{
     codec::packet::{self, Kind, Packet},
     options::Joins,
     outcome::Outcome,
+    processes::wait_for_others,
     run::{Run, TURN},
     swarm::{End, Replies, Sink},
 };
@@ -89,7 +90,7 @@ pub(super) fn run(options: &Joins) -> anyhow::Result<Outcome> {
     };
     open_all(&mut run, &mut members, common.opening as usize)?;
     run.settle(&mut members)?;
-    run.gate.pass()?;
+    wait_for_others(common)?;
     if let Some(hold) = options.hold {
         come_and_go(&mut run, &mut members, rooms, options.rate, hold)?;
         rest(&mut run, &mut members, LINGER)?;

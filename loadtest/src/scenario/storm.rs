@@ -12,6 +12,7 @@ use crate::{
     histogram::Histogram,
     options::Storm,
     outcome::Outcome,
+    processes::wait_for_others,
     run::{Run, TURN},
     swarm::{End, Replies, Sink},
 };
@@ -76,7 +77,7 @@ pub(super) fn run(options: &Storm) -> anyhow::Result<Outcome> {
         ends: BTreeMap::new(),
         last_end: None,
     };
-    run.gate.pass()?;
+    wait_for_others(common)?;
     let rate = options.rate.map(|rate| part_of_rate(rate, common));
     storm(&mut run, &mut arrivals, options, rate, keep, opening)?;
     if arrivals.connected == 0 {
