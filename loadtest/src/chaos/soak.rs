@@ -10,11 +10,13 @@
 //! then a journal is as old as it gets, and all sessions and results of calls that expire have done so.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     thread,
     time::{Duration, Instant},
 };
+
+use redis::{Commands as _, Connection, InfoDict, RedisResult, ScanOptions};
 
 use super::{
     Chaos, Folder, Mode, Traffic,
@@ -134,46 +136,28 @@ fn watch(stage: &Stage, crowds: &[Crowd], time: Duration) -> anyhow::Result<Vec<
 
 fn sample(stage: &Stage, crowds: &[Crowd], at: Duration) -> anyhow::Result<Sample> {
     let usages = stage.processes().into_iter().map(|(_, pid)| Usage::of(pid));
-    let info: String = ask(stage, redis::cmd("INFO").arg("memory"))?;
-    let used = info
-        .lines()
-        .find_map(|line| line.strip_prefix("used_memory:"));
+    let mut redis = stage.redis()?;
+    let info: InfoDict = redis::cmd("INFO").arg("memory").query(&mut redis)?;
     let mut sample = Sample {
         at: at.as_secs_f64(),
         usages: usages.collect::<anyhow::Result<_>>()?,
-        used_memory: used.and_then(|used| used.trim().parse().ok()).unwrap_or(0),
-        keys: ask(stage, &redis::cmd("DBSIZE"))?,
+        used_memory: info.get("used_memory").unwrap_or(0),
+        keys: redis::cmd("DBSIZE").query(&mut redis)?,
         joined: crowds.iter().map(Crowd::joined).sum(),
         arrived: crowds.iter().map(Crowd::arrived).sum(),
         ..Sample::default()
     };
-    for key in scan(stage, &["TYPE", "stream"])? {
-        sample.stream_entries += ask::<u64>(stage, redis::cmd("XLEN").arg(key))?;
+    for key in keys(&mut redis, ScanOptions::default().with_type("stream"))? {
+        sample.stream_entries += redis::cmd("XLEN").arg(key).query::<u64>(&mut redis)?;
     }
-    sample.sessions = scan(stage, &["MATCH", "*-session#*"])?.len() as u64;
+    let sessions = ScanOptions::default().with_pattern("*-session#*");
+    sample.sessions = keys(&mut redis, sessions)?.len() as u64;
     Ok(sample)
 }
 
-/// The names of keys.
-fn scan(stage: &Stage, which: &[&str]) -> anyhow::Result<Vec<String>> {
-    let (mut cursor, mut all) = ("0".to_owned(), Vec::new());
-    loop {
-        let mut scan = redis::cmd("SCAN");
-        scan.arg(&cursor).arg(which).arg("COUNT").arg(1000);
-        let (next, keys): (String, Vec<String>) = ask(stage, &scan)?;
-        all.extend(keys);
-        cursor = next;
-        if cursor == "0" {
-            // A key may be found twice.
-            all.sort_unstable();
-            all.dedup();
-            return Ok(all);
-        }
-    }
-}
-
-fn ask<T: redis::FromRedisValue>(stage: &Stage, command: &redis::Cmd) -> anyhow::Result<T> {
-    Ok(redis::from_redis_value(stage.ask_redis(command)?)?)
+/// The names of keys, of which Redis may find one twice.
+fn keys(redis: &mut Connection, which: ScanOptions) -> RedisResult<BTreeSet<String>> {
+    redis.scan_options(which.with_count(1000))?.collect()
 }
 
 impl Sample {

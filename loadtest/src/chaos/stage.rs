@@ -454,6 +454,11 @@ impl Stage {
         self.redis = None;
     }
 
+    /// A connection to Redis.
+    pub(super) fn redis(&self) -> anyhow::Result<redis::Connection> {
+        connect(self.redis_address)
+    }
+
     /// Executes one command on Redis.
     pub(super) fn ask_redis(&self, command: &redis::Cmd) -> anyhow::Result<redis::Value> {
         ask(self.redis_address, command)
@@ -495,10 +500,14 @@ impl Drop for Stage {
 
 /// Executes one command on a server.
 fn ask(server: SocketAddr, command: &redis::Cmd) -> anyhow::Result<redis::Value> {
+    command.query(&mut connect(server)?).context("Redis")
+}
+
+fn connect(server: SocketAddr) -> anyhow::Result<redis::Connection> {
     let client = redis::Client::open(format!("redis://{server}"))?;
-    let mut connection = client.get_connection_with_timeout(REDIS_PATIENCE)?;
+    let connection = client.get_connection_with_timeout(REDIS_PATIENCE)?;
     connection.set_read_timeout(Some(REDIS_PATIENCE))?;
-    command.query(&mut connection).context("Redis")
+    Ok(connection)
 }
 
 /// The role that a Redis server states.
