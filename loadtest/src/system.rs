@@ -95,20 +95,12 @@ pub(crate) fn kernel_bytes() -> anyhow::Result<u64> {
 
 /// Raises the soft limit of open descriptors to the hard limit and returns it.
 pub(crate) fn raise_descriptor_limit() -> u64 {
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    let raised = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: maximum,
-            maximum,
-        },
-    );
     let limit = getrlimit(Resource::Nofile);
-    let reached = if raised.is_ok() {
-        maximum
-    } else {
-        limit.current
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
     };
+    let reached = setrlimit(Resource::Nofile, raised).map_or(limit.current, |()| limit.maximum);
     reached.unwrap_or(u64::MAX)
 }
 

@@ -71,10 +71,8 @@ fn external(options: &Emitter) -> anyhow::Result<Box<dyn External>> {
     if let Some(command) = &options.emit_with {
         return Ok(Box::new(Program::start(command)?));
     }
-    let Some(redis) = &options.redis else {
-        let said = "emitter takes --redis or --emit-with";
-        return Err(Failure::Arguments(said.to_owned()).into());
-    };
+    // It is there: the command line has one of the two.
+    let redis = options.redis.as_deref().unwrap_or_default();
     let format = if options.sharded {
         Format::Sharded
     } else {
