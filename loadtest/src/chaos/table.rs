@@ -56,17 +56,13 @@ impl Row {
         self.metrics.extend(other.metrics);
     }
 
-    fn is_clean(&self) -> bool {
-        self.tally.silent + self.tally.duplicated + self.tally.reordered == 0
-    }
-
     /// Which bars it misses.
     fn missed(&self) -> Vec<String> {
         let mut missed = Vec::new();
         if matches!(self.of, Of::NodeJs(_)) {
             return missed;
         }
-        if !self.is_clean() {
+        if self.tally.silent + self.tally.duplicated + self.tally.reordered > 0 {
             missed.push("nothing is lost silently, duplicated or out of order".to_owned());
         }
         let bar = bar(self.number);
@@ -79,17 +75,14 @@ impl Row {
         if self.tally.paced >= JUDGED_PACE && self.tally.peak > HIGHEST_PEAK {
             missed.push("at most 1.3 times as many clients per second as paced".to_owned());
         }
-        match bar {
-            Bar::Delivery(most) if self.tally.delivery > most => {
-                missed.push(format!("99 % of deliveries within {}", seconds(most)));
-            }
-            Bar::Outage(most) if self.tally.outage > most => {
-                missed.push(format!("95 % of outages within {}", seconds(most)));
-            }
-            Bar::LongOutage(most) if self.tally.longest > most => {
-                missed.push(format!("99 % of outages within {}", seconds(most)));
-            }
-            _ => {}
+        let (found, most, what) = match bar {
+            Bar::Delivery(most) => (self.tally.delivery, most, "99 % of deliveries"),
+            Bar::Outage(most) => (self.tally.outage, most, "95 % of outages"),
+            Bar::LongOutage(most) => (self.tally.longest, most, "99 % of outages"),
+            Bar::Reported | Bar::Complete => return missed,
+        };
+        if found > most {
+            missed.push(format!("{what} within {}", seconds(most)));
         }
         missed
     }
