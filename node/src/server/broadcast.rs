@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join;
-use roomcast_adapter::{Answer, Answered, BusError, BusFuture, Once, Position, Question, SocketId};
+use roomcast_adapter::{Answer, Once, Position, Question, SocketId};
 use roomcast_protocol::{
     args::{Args, ArgsError, FromArgs, IntoArgs},
     message::{Broadcast, Message},
@@ -13,7 +13,7 @@ use roomcast_protocol::{
 
 use super::{
     ack::Answers,
-    cluster::names,
+    cluster::{names, resolve},
     error::{AckError, EmitError},
     live_namespace::LiveNamespace,
     remote_socket::{Fetched, RemoteSocket},
@@ -118,8 +118,12 @@ pub struct AllRooms {
 
 impl BroadcastOperator {
     pub(super) fn new(namespace: Arc<LiveNamespace>) -> Self {
+        Self::of(Ok(namespace))
+    }
+
+    fn of(namespace: Result<Arc<LiveNamespace>, Box<str>>) -> Self {
         Self {
-            namespace: Ok(namespace),
+            namespace,
             target: Target::default(),
             visit: None,
             once: None,
@@ -136,12 +140,7 @@ impl BroadcastOperator {
 
     /// Every operation fails with [`EmitError::UnknownNamespace`].
     pub(super) fn unknown(name: &str) -> Self {
-        Self {
-            namespace: Err(name.into()),
-            target: Target::default(),
-            visit: None,
-            once: None,
-        }
+        Self::of(Err(name.into()))
     }
 
     /// Adds rooms. A socket in several of them receives the event once.
@@ -334,7 +333,7 @@ impl BroadcastOperator {
             return Ok(receipt);
         }
         let question = Question::SocketIds(self.target.clone());
-        let asked = answered(namespace.ask(&self.target, question, self.answer_timeout())).await?;
+        let asked = resolve(namespace.ask(&self.target, question, self.answer_timeout())).await?;
         let is_echoed = delivery.position.is_some() || self.once.is_some();
         let local = match is_echoed {
             false => delivery.local_sockets,
@@ -376,7 +375,7 @@ impl BroadcastOperator {
         };
         let asked = namespace.ask(&self.target, question, timeout + ANSWER_GRACE);
         let local = namespace.collect_acks(&self.target, event, &args, timeout, None);
-        let (local, asked) = join(local, answered(asked)).await;
+        let (local, asked) = join(local, resolve(asked)).await;
         let asked = asked?;
         let mut answers = Answers {
             nodes: asked.answers.len() + 1,
@@ -407,7 +406,7 @@ impl BroadcastOperator {
         let question = Question::Sockets(self.target.clone());
         let asked = namespace.ask(&self.target, question, self.answer_timeout());
         let mut found = namespace.describe(&self.target);
-        let asked = answered(asked).await?;
+        let asked = resolve(asked).await?;
         let silent_nodes = asked.silent_names();
         for answer in asked.answers {
             if let Answer::Sockets(sockets) = answer {
@@ -429,7 +428,7 @@ impl BroadcastOperator {
         self.await_subscription().await;
         let asked = namespace.ask(&self.target, Question::Rooms, self.answer_timeout());
         let mut rooms: BTreeSet<_> = namespace.adapter.all_room_names().into_iter().collect();
-        let asked = answered(asked).await?;
+        let asked = resolve(asked).await?;
         let silent_nodes = asked.silent_names();
         for answer in asked.answers {
             if let Answer::Rooms(names) = answer {
@@ -536,14 +535,5 @@ impl std::fmt::Debug for BroadcastOperator {
         f.debug_struct("BroadcastOperator")
             .field("target", &self.target)
             .finish_non_exhaustive()
-    }
-}
-
-pub(super) async fn answered(
-    asked: Option<BusFuture<Result<Answered, BusError>>>,
-) -> Result<Answered, EmitError> {
-    match asked {
-        Some(asked) => Ok(asked.await?),
-        None => Ok(Answered::default()),
     }
 }

@@ -26,7 +26,7 @@ use super::{
     error::{BuildError, Place},
     gaps::{self, Gaps, OnGap},
     handler::{
-        Arguments, Call, Handler, Need, OnHook, Outcome, States, on_hook, place::OnAuthorize,
+        Arguments, Call, Callback, Handler, Need, Outcome, States, on_hook, place::OnAuthorize,
     },
     live_namespace::LiveNamespace,
     namespace::{Handlers, Namespace, Pattern},
@@ -78,7 +78,7 @@ pub struct Builder {
     on_gap: Option<OnGap>,
     states: States,
     drain_timeout: Option<Duration>,
-    allow_request: Option<OnHook>,
+    allow_request: Option<Callback>,
     needs: Vec<Need>,
 }
 
@@ -469,7 +469,11 @@ impl BusSource {
 }
 
 /// The decision about handshakes, for the transport.
-fn requests_allowed_by(allow: OnHook, states: Arc<States>, metrics: Arc<Metrics>) -> AllowRequest {
+fn requests_allowed_by(
+    allow: Callback,
+    states: Arc<States>,
+    metrics: Arc<Metrics>,
+) -> AllowRequest {
     Arc::new(move |handshake| {
         let deciding = allow(&mut Call {
             handshake: Some(&handshake),
@@ -483,8 +487,8 @@ fn requests_allowed_by(allow: OnHook, states: Arc<States>, metrics: Arc<Metrics>
                 socket: None,
                 what: "allow_request",
             };
-            let decided = deciding.await.map_err(|error| error.report(&place));
-            decided.map_err(|refused| refused.message.into_owned())
+            let decided = deciding.await.map(drop);
+            decided.map_err(|failed| failed.report(&place).message.into_owned())
         })
     })
 }

@@ -25,7 +25,7 @@
 //! wakes the driver. The driver carries it out in its turn. So a socket never leaves while one of
 //! its packets is being handled.
 
-use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, task::Poll};
+use std::{borrow::Cow, future::Future, net::SocketAddr, pin::Pin, sync::Arc, task::Poll};
 
 use futures_util::FutureExt as _;
 use roomcast_adapter::SocketId;
@@ -435,7 +435,8 @@ impl Client {
         // Before the handler runs, because it may already disconnect the socket.
         self.sockets.push(socket.clone());
         if let Some(on_connect) = &namespace.handlers.connect {
-            self.run(turn, socket, "connect", on_connect, Call::of_socket(socket));
+            let call = Call::of_socket(socket);
+            self.run(turn, socket, ("connect", 0), on_connect, call);
         }
     }
 
@@ -443,31 +444,25 @@ impl Client {
     /// then the set of tasks, which allocates, is not touched.
     pub(super) fn start(&mut self, turn: &mut Turn<'_, '_>, mut task: Task) {
         match Pin::new(&mut task).poll(turn.cx) {
-            Poll::Ready(done) => self.finish(turn, done),
+            Poll::Ready((done, _)) => self.finish(turn, done),
             Poll::Pending => self.in_flight().push(task),
         }
     }
 
     pub(super) fn finish(&mut self, turn: &mut Turn<'_, '_>, done: Done) {
         match done {
-            Done::Event {
+            Done::Handler {
                 socket,
                 name,
                 id,
                 result,
-            } => self.answer(turn, &socket, &name, id, result),
-            Done::Hook {
-                socket,
-                name,
-                result,
             } => {
                 // Other handlers may end while that of the disconnect still needs the rooms.
-                if name == DISCONNECT {
+                // An event of this name owns it.
+                if matches!(name, Cow::Borrowed(DISCONNECT)) {
                     socket.forget_last_rooms();
                 }
-                if let Err(error) = result {
-                    error.report(&socket.live().place(Some(&socket), name));
-                }
+                self.answer(turn, &socket, &name, id, result);
             }
             Done::Admission {
                 namespace,
@@ -615,7 +610,7 @@ impl Client {
                 reason: Some(reason),
                 ..Call::of_socket(socket)
             };
-            self.run(turn, socket, DISCONNECT, on_disconnect, call);
+            self.run(turn, socket, (DISCONNECT, 0), on_disconnect, call);
         }
         socket.remove();
     }

@@ -96,7 +96,7 @@ impl LiveNamespace {
         }
         Ok(Delivery {
             local_sockets,
-            nodes: resolve(published).await?,
+            nodes: resolve(published).await?.nodes,
             position: None,
             is_replayed: false,
         })
@@ -488,12 +488,13 @@ impl Listener for LiveNamespace {
     }
 }
 
-pub(super) async fn resolve(
-    published: Option<BusFuture<Result<Published, BusError>>>,
-) -> Result<usize, EmitError> {
-    match published {
-        Some(published) => Ok(published.await?.nodes),
-        None => Ok(0),
+/// Waits for the bus; without other nodes, there is nothing to wait for.
+pub(super) async fn resolve<T: Default>(
+    pending: Option<BusFuture<Result<T, BusError>>>,
+) -> Result<T, EmitError> {
+    match pending {
+        Some(pending) => Ok(pending.await?),
+        None => Ok(T::default()),
     }
 }
 

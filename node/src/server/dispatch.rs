@@ -27,7 +27,7 @@ use roomcast_protocol::{args::Payload, socket_io::packet::Packet};
 use super::{
     client::Client,
     error::Failed,
-    handler::{Answer, Call, OnHook},
+    handler::{Answer, Call, Callback},
     in_flight::{Done, Task, event_bytes},
     namespace::{Handlers, Listener},
     observe::Observation,
@@ -60,8 +60,8 @@ impl Client {
             // The packet borrows the buffer of the thread, which the next connection
             // overwrites.
             let future = Box::pin(handle_filtered(socket.clone(), packet.clone().into_owned()));
-            let name = name.into();
-            let task = Task::Event {
+            let name = name.to_owned().into();
+            let task = Task::Handler {
                 socket,
                 name,
                 id,
@@ -82,7 +82,7 @@ impl Client {
             // nevertheless. One that the catch-all handler has disconnected, by a panic, is not.
             let was_connected = socket.is_connected();
             let call = Call::of_event(&socket, name, &payload, id);
-            self.run_hook(turn, &socket, ("any event", bytes), any, call);
+            self.run(turn, &socket, ("any event", bytes), any, call);
             if was_connected && !socket.is_connected() {
                 return;
             }
@@ -101,8 +101,8 @@ impl Client {
         match first {
             Ok(Ok(result)) => self.answer(turn, &socket, name, id, result),
             Ok(Err(future)) => {
-                let name = name.into();
-                self.in_flight().push(Task::Event {
+                let name = name.to_owned().into();
+                self.in_flight().push(Task::Handler {
                     socket,
                     name,
                     id,
@@ -116,33 +116,22 @@ impl Client {
         }
     }
 
-    /// Runs a handler whose result no client waits for.
+    /// Runs a handler whose result no client waits for, with its name and the size of its event.
     pub(super) fn run(
         &mut self,
         turn: &mut Turn<'_, '_>,
         socket: &Socket,
-        name: &'static str,
-        hook: &OnHook,
-        call: Call<'_>,
-    ) {
-        self.run_hook(turn, socket, (name, 0), hook, call);
-    }
-
-    /// The same for an event of this size.
-    fn run_hook(
-        &mut self,
-        turn: &mut Turn<'_, '_>,
-        socket: &Socket,
         (name, bytes): (&'static str, usize),
-        hook: &OnHook,
+        hook: &Callback,
         mut call: Call<'_>,
     ) {
         let socket = socket.clone();
         match catch_unwind(AssertUnwindSafe(|| hook(&mut call))) {
             Ok(future) => {
-                let task = Task::Hook {
+                let task = Task::Handler {
                     socket,
-                    name,
+                    name: name.into(),
+                    id: None,
                     bytes,
                     future,
                 };
@@ -166,7 +155,9 @@ impl Client {
         let args = match result {
             Ok(Answer::Taken) => return,
             Ok(Answer::Args(args)) => args,
-            Err(failed) => failed.report(&namespace.place(Some(socket), name)),
+            Err(failed) => failed
+                .report(&namespace.place(Some(socket), name))
+                .to_answer(),
         };
         if let (Some(id), true) = (id, socket.is_connected()) {
             if namespace.observers.is_any_of_events() {
@@ -215,8 +206,7 @@ async fn handle_filtered(socket: Socket, packet: Packet<'static>) -> Result<Answ
     let payload = packet.payload();
     let call = || Call::of_event(&socket, name, &payload, packet.id);
     for middleware in &handlers.middleware {
-        let running = middleware(&mut call());
-        running.await.map_err(Failed::Handler)?;
+        middleware(&mut call()).await?;
     }
     let listener = handlers.listener(&socket, name);
     if listener.is_none() && handlers.any.is_none() {
@@ -227,8 +217,8 @@ async fn handle_filtered(socket: Socket, packet: Packet<'static>) -> Result<Answ
     let any: OptionFuture<_> = handlers.any.as_ref().map(|any| any(&mut call())).into();
     let answer: OptionFuture<_> = listener.map(|listener| (listener.run)(&mut call())).into();
     let (any, answer) = join(any, answer).await;
-    if let Some(Err(error)) = any {
-        error.report(&socket.live().place(Some(&socket), "any event"));
+    if let Some(Err(failed)) = any {
+        failed.report(&socket.live().place(Some(&socket), "any event"));
     }
     answer.unwrap_or(Ok(Answer::Taken))
 }

@@ -362,9 +362,9 @@ pub enum Failed {
 }
 
 impl Failed {
-    /// Logs and counts the failure. Returns the answer to the client.
-    pub(super) fn report(self, place: &Place<'_>) -> Args {
-        let refused = match self {
+    /// Logs and counts the failure. Returns the part that the client may see.
+    pub(super) fn report(self, place: &Place<'_>) -> Refused {
+        match self {
             Self::Decode(error) => {
                 place.metrics.events_undecodable.inc();
                 let Place {
@@ -379,8 +379,7 @@ impl Failed {
             }
             Self::Encode(error) => HandlerError::from(error).report(place),
             Self::Handler(error) => error.report(place),
-        };
-        refused.to_answer()
+        }
     }
 }
 

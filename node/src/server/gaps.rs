@@ -20,12 +20,12 @@ use roomcast_adapter::{Bus, Gap};
 use tokio::{runtime::Handle, sync::Notify, task::AbortHandle};
 
 use super::{
-    error::Place,
-    handler::{BoxFuture, HookResult, Outcome},
+    error::{HandlerResult, Place},
+    handler::{BoxFuture, Outcome},
 };
 use crate::metrics::Metrics;
 
-pub(crate) type OnGap = Box<dyn Fn(Gap) -> BoxFuture<HookResult> + Send + Sync>;
+pub(crate) type OnGap = Box<dyn Fn(Gap) -> BoxFuture<HandlerResult> + Send + Sync>;
 
 /// A handler as the builder takes it.
 pub(super) fn handler<F, Fut>(handler: F) -> OnGap

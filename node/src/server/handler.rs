@@ -42,16 +42,15 @@ pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) enum Answer {
     /// The handler's result.
     Args(Args),
-    /// The handler has taken the [`Ack`] and answers by itself.
+    /// The handler has taken the [`Ack`] and answers by itself, or no client waits.
     Taken,
 }
 
-pub(crate) type EventAnswer = BoxFuture<Result<Answer, Failed>>;
-pub(crate) type HookResult = Result<(), HandlerError>;
+pub(crate) type Answering = BoxFuture<Result<Answer, Failed>>;
 pub(crate) type Admission = Result<Option<Arc<dyn Data>>, HandlerError>;
 
-pub(crate) type OnEvent = Box<dyn Fn(&mut Call<'_>) -> EventAnswer + Send + Sync>;
-pub(crate) type OnHook = Box<dyn Fn(&mut Call<'_>) -> BoxFuture<HookResult> + Send + Sync>;
+/// A handler. One whose result no client waits for returns [`Answer::Taken`].
+pub(crate) type Callback = Box<dyn Fn(&mut Call<'_>) -> Answering + Send + Sync>;
 pub(crate) type Authorizer = Box<dyn Fn(&mut Call<'_>) -> BoxFuture<Admission> + Send + Sync>;
 
 /// The places in which a handler can run.
@@ -72,7 +71,7 @@ pub mod place {
     #[derive(Debug)]
     pub enum OnAuthorize {}
 }
-use place::{OnAuthorize, OnConnect, OnDisconnect, OnEvent as OnEventPlace, OnServerSide};
+use place::{OnAuthorize, OnConnect, OnDisconnect, OnEvent, OnServerSide};
 
 /// The values that handlers of a server share, by type.
 pub(crate) type States = HashMap<TypeId, Arc<dyn Any + Send + Sync>>;
@@ -260,7 +259,7 @@ macro_rules! payloads {
     )*};
 }
 
-payloads!(OnEventPlace, OnServerSide);
+payloads!(OnEvent, OnServerSide);
 
 macro_rules! arguments {
     ($($type:ty: $($place:ty),+ => |$call:ident| $take:expr;)*) => {$($(
@@ -273,7 +272,7 @@ macro_rules! arguments {
 }
 
 arguments! {
-    Socket: OnEventPlace, OnConnect, OnDisconnect =>
+    Socket: OnEvent, OnConnect, OnDisconnect =>
         |call| call.socket.expect("it is about a socket").clone();
     BroadcastOperator: OnServerSide =>
         |call| call.namespace.expect("it is about a namespace").clone();
@@ -286,9 +285,9 @@ arguments! {
     Recovering: OnAuthorize => |call| Recovering(call.recovering);
     DisconnectReason: OnDisconnect =>
         |call| call.reason.expect("it is about a disconnect");
-    Event: OnEventPlace =>
+    Event: OnEvent =>
         |call| Event { name: call.event.into(), args: call.all_args()? };
-    Ack: OnEventPlace => |call| {
+    Ack: OnEvent => |call| {
         call.took_ack = true;
         let socket = call.socket.expect("it is about a socket").clone();
         Ack { socket, id: call.id }
@@ -446,7 +445,7 @@ impl<T, E: Into<HandlerError>> Outcome for Result<T, E> {
 }
 
 /// Boxes a handler of an event.
-pub(crate) fn on_event<Place, Form, H, W>(handler: H) -> OnEvent
+pub(crate) fn on_event<Place, Form, H, W>(handler: H) -> Callback
 where
     Form: Arguments<Place>,
     H: Handler<Form, Returned: Future<Output: Reply<W>> + Send + 'static>,
@@ -465,7 +464,7 @@ where
 }
 
 /// Boxes a handler whose result no client waits for.
-pub(crate) fn on_hook<Place, Form, H>(handler: H) -> OnHook
+pub(crate) fn on_hook<Place, Form, H>(handler: H) -> Callback
 where
     Form: Arguments<Place>,
     H: Handler<Form, Returned: Future<Output: Outcome> + Send + 'static>,
@@ -473,9 +472,12 @@ where
     Box::new(move |call: &mut Call<'_>| match Form::take(call) {
         Ok(arguments) => {
             let running = handler.call(arguments);
-            Box::pin(async move { running.await.into_result() })
+            Box::pin(async move {
+                let result = running.await.into_result();
+                result.map(|()| Answer::Taken).map_err(Failed::Handler)
+            })
         }
-        Err(error) => Box::pin(ready(Err(error.into()))),
+        Err(error) => Box::pin(ready(Err(Failed::Handler(error.into())))),
     })
 }
 

@@ -18,6 +18,7 @@
 //! ```
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -34,7 +35,7 @@ use roomcast_protocol::socket_io::packet::Packet;
 use super::{
     data::Data,
     error::{Failed, HandlerError},
-    handler::{Answer, BoxFuture, HookResult},
+    handler::{Answer, Answering, BoxFuture},
     live_namespace::LiveNamespace,
     recovery::Restored,
     socket::Socket,
@@ -46,22 +47,16 @@ use crate::{
 
 /// A handler at work.
 pub(super) enum Task {
-    /// The handler of an event, whose result is the client's acknowledgement.
-    Event {
+    /// The handler of an event, whose result is the client's acknowledgement, or of a connect, a
+    /// disconnect or any event, whose result no client waits for.
+    Handler {
         socket: Socket,
-        name: Box<str>,
+        /// Owned if it is the name of an event.
+        name: Cow<'static, str>,
         id: Option<u64>,
-        /// The size of the event.
-        bytes: usize,
-        future: BoxFuture<Result<Answer, Failed>>,
-    },
-    /// A handler whose result no client waits for: of a connect, a disconnect, or any event.
-    Hook {
-        socket: Socket,
-        name: &'static str,
         /// The size of the event, if this handles one.
         bytes: usize,
-        future: BoxFuture<HookResult>,
+        future: Answering,
     },
     /// The decision whether a client may connect.
     Admission {
@@ -87,16 +82,11 @@ pub(super) struct Admitted {
 
 /// The outcome of a [`Task`].
 pub(super) enum Done {
-    Event {
+    Handler {
         socket: Socket,
-        name: Box<str>,
+        name: Cow<'static, str>,
         id: Option<u64>,
         result: Result<Answer, Failed>,
-    },
-    Hook {
-        socket: Socket,
-        name: &'static str,
-        result: HookResult,
     },
     Admission {
         namespace: Arc<LiveNamespace>,
@@ -114,9 +104,7 @@ impl Task {
     /// The outcome of a panic of this task, also of one before its future existed.
     fn panicked(&self) -> Done {
         match self {
-            Self::Event { socket, .. } | Self::Hook { socket, .. } => {
-                Done::HandlerPanicked(socket.clone())
-            }
+            Self::Handler { socket, .. } => Done::HandlerPanicked(socket.clone()),
             Self::Admission { namespace, .. } => Done::AdmissionPanicked(Arc::clone(namespace)),
         }
     }
@@ -124,34 +112,24 @@ impl Task {
     /// The size of the event, which the handler may keep in memory while it runs.
     fn bytes(&self) -> usize {
         match self {
-            Self::Event { bytes, .. } | Self::Hook { bytes, .. } => *bytes,
+            Self::Handler { bytes, .. } => *bytes,
             Self::Admission { .. } => 0,
         }
     }
 
     fn poll_done(&mut self, cx: &mut Context<'_>) -> Poll<Done> {
         Poll::Ready(match self {
-            Self::Event {
+            Self::Handler {
                 socket,
                 name,
                 id,
                 future,
                 ..
-            } => Done::Event {
+            } => Done::Handler {
                 result: ready!(future.as_mut().poll(cx)),
                 socket: socket.clone(),
                 name: std::mem::take(name),
                 id: *id,
-            },
-            Self::Hook {
-                socket,
-                name,
-                future,
-                ..
-            } => Done::Hook {
-                result: ready!(future.as_mut().poll(cx)),
-                socket: socket.clone(),
-                name,
             },
             Self::Admission {
                 namespace,
@@ -169,24 +147,13 @@ impl Task {
 }
 
 impl Future for Task {
-    type Output = Done;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done> {
-        catch_unwind(AssertUnwindSafe(|| self.poll_done(cx)))
-            .unwrap_or_else(|_| Poll::Ready(self.panicked()))
-    }
-}
-
-/// A task whose event counts.
-struct Counted(Task);
-
-impl Future for Counted {
     /// The outcome, and the size of the event.
     type Output = (Done, usize);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let done = ready!(Pin::new(&mut self.0).poll(cx));
-        Poll::Ready((done, self.0.bytes()))
+        let polled = catch_unwind(AssertUnwindSafe(|| self.poll_done(cx)));
+        let done = ready!(polled.unwrap_or_else(|_| Poll::Ready(self.panicked())));
+        Poll::Ready((done, self.bytes()))
     }
 }
 
@@ -194,7 +161,7 @@ impl Future for Counted {
 /// connection owns no set of tasks.
 #[derive(Default)]
 pub(super) struct InFlight {
-    tasks: FuturesUnordered<Counted>,
+    tasks: FuturesUnordered<Task>,
     /// The size of the events of all tasks.
     running_bytes: usize,
     /// Namespaces whose [`Admission`] is among the tasks.
@@ -281,7 +248,7 @@ impl InFlight {
             self.connecting.push(Arc::clone(&namespace.name));
         }
         self.running_bytes += task.bytes();
-        self.tasks.push(Counted(task));
+        self.tasks.push(task);
     }
 
     /// The next task that is done; `None` when there are no tasks.
@@ -314,12 +281,12 @@ impl InFlight {
         // The tasks that stay are polled once more, which they have to expect at any time.
         let tasks = std::mem::take(&mut self.tasks).into_iter();
         self.tasks = tasks
-            .filter_map(|Counted(task)| match task {
+            .filter_map(|task| match task {
                 Task::Admission { namespace, .. } if *namespace.name == *nsp => {
                     withdrawn = Some(namespace);
                     None
                 }
-                task => Some(Counted(task)),
+                task => Some(task),
             })
             .collect();
         withdrawn

@@ -11,8 +11,8 @@ use super::{
     data::Data,
     error::{BuildError, HandlerError},
     handler::{
-        self, Arguments, Authorizer, Handler, Need, OnEvent, OnHook, Outcome, Reply, States,
-        place::{OnAuthorize, OnConnect, OnDisconnect, OnEvent as OnEventPlace, OnServerSide},
+        self, Arguments, Authorizer, Callback, Handler, Need, Outcome, Reply, States,
+        place::{OnAuthorize, OnConnect, OnDisconnect, OnEvent, OnServerSide},
     },
     recovery::{Other, Recovery, RestoreData},
     socket::Socket,
@@ -41,10 +41,10 @@ pub struct Namespace {
 #[derive(Default)]
 pub(crate) struct Handlers {
     pub(crate) authorizers: Vec<Authorizer>,
-    pub(crate) connect: Option<OnHook>,
-    pub(crate) disconnect: Option<OnHook>,
-    pub(crate) middleware: Vec<OnHook>,
-    pub(crate) any: Option<OnHook>,
+    pub(crate) connect: Option<Callback>,
+    pub(crate) disconnect: Option<Callback>,
+    pub(crate) middleware: Vec<Callback>,
+    pub(crate) any: Option<Callback>,
     pub(crate) any_outgoing: Option<OnOutgoing>,
     /// The names come from the application, so its hash function needs no secret.
     pub(crate) events: HashMap<Box<str>, Listener>,
@@ -57,7 +57,7 @@ pub(crate) struct Handlers {
     pub(crate) recovery: Option<Recovery>,
     /// Creates the data of a client that comes back.
     pub(crate) restore_data: Option<RestoreData>,
-    pub(crate) server_side: HashMap<Box<str>, OnEvent>,
+    pub(crate) server_side: HashMap<Box<str>, Callback>,
     /// The values that handlers share, set when the server is built.
     pub(crate) states: Arc<States>,
     /// The types of shared state that the handlers take.
@@ -68,7 +68,7 @@ pub(crate) type OnOutgoing = Box<dyn Fn(&Socket, &str, &Args) + Send + Sync>;
 
 /// The handler of an event.
 pub(crate) struct Listener {
-    pub(crate) run: OnEvent,
+    pub(crate) run: Callback,
     /// Runs for the first event of each socket only.
     pub(crate) once: bool,
 }
@@ -132,7 +132,7 @@ impl Namespace {
     #[must_use]
     pub fn on<Form, H, W>(mut self, event: impl Into<Box<str>>, handler: H) -> Self
     where
-        Form: Arguments<OnEventPlace>,
+        Form: Arguments<OnEvent>,
         H: Handler<Form, Returned: Future<Output: Reply<W>> + Send + 'static>,
     {
         let listener = self.listener(handler);
@@ -144,7 +144,7 @@ impl Namespace {
     #[must_use]
     pub fn once<Form, H, W>(mut self, event: impl Into<Box<str>>, handler: H) -> Self
     where
-        Form: Arguments<OnEventPlace>,
+        Form: Arguments<OnEvent>,
         H: Handler<Form, Returned: Future<Output: Reply<W>> + Send + 'static>,
     {
         let listener = Listener {
@@ -159,7 +159,7 @@ impl Namespace {
     #[must_use]
     pub fn fallback<Form, H, W>(mut self, handler: H) -> Self
     where
-        Form: Arguments<OnEventPlace>,
+        Form: Arguments<OnEvent>,
         H: Handler<Form, Returned: Future<Output: Reply<W>> + Send + 'static>,
     {
         self.handlers.fallback = Some(self.listener(handler));
@@ -174,7 +174,7 @@ impl Namespace {
     #[must_use]
     pub fn middleware<Form, H>(mut self, handler: H) -> Self
     where
-        Form: Arguments<OnEventPlace>,
+        Form: Arguments<OnEvent>,
         H: Handler<Form, Returned: Future<Output: Outcome> + Send + 'static>,
     {
         let middleware = self.hook(handler);
@@ -188,7 +188,7 @@ impl Namespace {
     #[must_use]
     pub fn on_any<Form, H>(mut self, handler: H) -> Self
     where
-        Form: Arguments<OnEventPlace>,
+        Form: Arguments<OnEvent>,
         H: Handler<Form, Returned: Future<Output: Outcome> + Send + 'static>,
     {
         self.handlers.any = Some(self.hook(handler));
@@ -345,7 +345,7 @@ impl Namespace {
         self
     }
 
-    fn hook<Place, Form, H>(&mut self, handler: H) -> OnHook
+    fn hook<Place, Form, H>(&mut self, handler: H) -> Callback
     where
         Form: Arguments<Place>,
         H: Handler<Form, Returned: Future<Output: Outcome> + Send + 'static>,
@@ -356,7 +356,7 @@ impl Namespace {
 
     fn listener<Form, H, W>(&mut self, handler: H) -> Listener
     where
-        Form: Arguments<OnEventPlace>,
+        Form: Arguments<OnEvent>,
         H: Handler<Form, Returned: Future<Output: Reply<W>> + Send + 'static>,
     {
         self.handlers.needs.extend(Form::needs());

@@ -15,7 +15,7 @@ use roomcast_protocol::{
 use tokio::sync::oneshot;
 
 use super::{
-    broadcast::{BroadcastOperator, answered},
+    broadcast::BroadcastOperator,
     cluster::resolve,
     error::EmitError,
     handler::{Answer, Call},
@@ -68,7 +68,8 @@ impl BroadcastOperator {
             event: event.into(),
             args: namespace.encode(args)?,
         };
-        resolve(namespace.publish(self.target(), || message)).await
+        let published = resolve(namespace.publish(self.target(), || message)).await?;
+        Ok(published.nodes)
     }
 
     /// Emits an event to the servers of all other nodes and collects the results of their handlers,
@@ -86,7 +87,7 @@ impl BroadcastOperator {
             event: event.into(),
             args: namespace.encode(args)?,
         };
-        let asked = answered(namespace.ask(self.target(), question, self.answer_timeout())).await?;
+        let asked = resolve(namespace.ask(self.target(), question, self.answer_timeout())).await?;
         let mut answers = ServerAnswers {
             answers: Vec::new(),
             undecodable: 0,
@@ -144,7 +145,7 @@ impl LiveNamespace {
             let _ = answer.send(match result {
                 Ok(Answer::Args(args)) => args,
                 Ok(Answer::Taken) => Args::default(),
-                Err(failed) => failed.report(&namespace.place(None, &event)),
+                Err(failed) => failed.report(&namespace.place(None, &event)).to_answer(),
             });
         };
         match server.tasks.spawn(task) {
