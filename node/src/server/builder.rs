@@ -6,7 +6,8 @@
 
 use std::{
     any::{Any, TypeId},
-    future::Future,
+    convert::Infallible,
+    future::{Future, ready},
     sync::{Arc, OnceLock, Weak},
     thread::available_parallelism,
     time::Duration,
@@ -74,7 +75,7 @@ pub struct Builder {
     parser: Parser,
     namespaces: Vec<Namespace>,
     lanes: Option<usize>,
-    bus: BusSource,
+    bus: Option<StartBus>,
     on_gap: Option<OnGap>,
     states: States,
     drain_timeout: Option<Duration>,
@@ -82,21 +83,10 @@ pub struct Builder {
     needs: Vec<Need>,
 }
 
-/// The source of the bus. A bus over Redis is started while the server is built, because
-/// it needs the name of the node, and that is drawn with the engine.
-#[derive(Default)]
-enum BusSource {
-    #[default]
-    Nowhere,
-    Ready(Arc<dyn Bus>),
-    /// Started with the name of the node.
-    Start(StartBus),
-    /// Started with the name of the node and the server's limits.
-    Redis(Box<Result<RedisConfig, UrlError>>),
-}
-
+/// Starts the bus while the server is built, because it needs the name of the node, which is drawn
+/// with the engine, and a bus over Redis also the server's limits.
 type StartBus =
-    Box<dyn FnOnce(NodeId) -> BoxFuture<'static, Result<Arc<dyn Bus>, BuildError>> + Send>;
+    Box<dyn FnOnce(NodeId, Limits) -> BoxFuture<'static, Result<Arc<dyn Bus>, BuildError>> + Send>;
 
 macro_rules! setters {
     ($($(#[$doc:meta])* $name:ident: $type:ty => $($field:ident).+;)*) => {$(
@@ -237,25 +227,33 @@ impl Builder {
 
     /// Makes the server a node of a cluster whose rooms span all servers on the bus. Default: no
     /// other nodes.
-    pub fn bus(mut self, bus: impl Bus) -> Self {
-        self.bus = BusSource::Ready(Arc::new(bus));
-        self
+    pub fn bus(self, bus: impl Bus) -> Self {
+        self.start_bus(|_| ready(Ok::<_, Infallible>(bus)))
     }
 
     /// The same for a bus that needs the name of the node, which is the prefix of the ids of its
     /// sockets. If `start` fails, [`build`](Self::build) fails with [`BuildError::Bus`].
-    pub fn start_bus<F, Fut, B, E>(mut self, start: F) -> Self
+    pub fn start_bus<F, Fut, B, E>(self, start: F) -> Self
     where
         F: FnOnce(NodeId) -> Fut + Send + 'static,
         Fut: Future<Output = Result<B, E>> + Send + 'static,
         B: Bus,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.bus = BusSource::Start(Box::new(move |node| {
-            let starting = start(node).map(|started| {
-                let bus: Arc<dyn Bus> =
-                    Arc::new(started.map_err(|error| BuildError::Bus(error.into()))?);
-                Ok(bus)
+        self.starting(|node, _| start(node))
+    }
+
+    fn starting<F, Fut, B, E>(mut self, start: F) -> Self
+    where
+        F: FnOnce(NodeId, Limits) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<B, E>> + Send + 'static,
+        B: Bus,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.bus = Some(Box::new(move |node, limits| {
+            let starting = start(node, limits).map(|started| {
+                let bus = started.map_err(|error| BuildError::Bus(error.into()))?;
+                Ok(Arc::new(bus) as _)
             });
             starting.boxed()
         }));
@@ -268,17 +266,24 @@ impl Builder {
     /// `redis://[user:password@]host[:port][/database]`, `unix:///path`,
     /// `redis+sentinel://host[:port],…/name` or `redis+cluster://host[:port],…`; `rediss`
     /// instead of `redis` for TLS. [`build`](Self::build) fails if Redis cannot be used.
-    pub fn redis(mut self, url: &str) -> Self {
-        let config = url.parse().map(RedisConfig::new);
-        self.bus = BusSource::Redis(Box::new(config));
-        self
+    pub fn redis(self, url: &str) -> Self {
+        match url.parse() {
+            Ok(url) => self.redis_with(RedisConfig::new(url)),
+            Err(error) => self.start_bus(|_| ready(Err::<RedisBus, UrlError>(error))),
+        }
     }
 
     /// The same with settings other than the defaults. `json_depth` is replaced by that of the
     /// server's [`Limits`](crate::Limits), so that one limit applies to every path.
-    pub fn redis_with(mut self, config: RedisConfig) -> Self {
-        self.bus = BusSource::Redis(Box::new(Ok(config)));
-        self
+    pub fn redis_with(self, config: RedisConfig) -> Self {
+        self.starting(async move |node, limits| {
+            let json_depth = limits.json_depth;
+            let config = RedisConfig {
+                json_depth,
+                ..config
+            };
+            RedisBus::connect(config, &node).await
+        })
     }
 
     /// Runs after each gap, a time in which messages of other nodes may not have reached
@@ -321,8 +326,10 @@ impl Builder {
             .clamp(1, 64);
         let engine = Arc::new(Engine::new(config, metrics, lanes));
         let node = NodeId::new(&engine.ids.node_name());
-        let json_depth = engine.config.limits.json_depth;
-        let bus = self.bus.start(&node, json_depth).await?;
+        let bus = match self.bus {
+            Some(start) => Some(start(node.clone(), engine.config.limits).await?),
+            None => None,
+        };
         let is_flowing = bus
             .as_ref()
             .is_none_or(|bus| bus.health() == Health::Flowing);
@@ -439,31 +446,6 @@ impl Definitions {
         match needs.iter().find(|(id, _)| !states.contains_key(id)) {
             Some((_, name)) => Err(BuildError::MissingState(name)),
             None => Ok(defined),
-        }
-    }
-}
-
-impl BusSource {
-    async fn start(
-        self,
-        node: &NodeId,
-        json_depth: usize,
-    ) -> Result<Option<Arc<dyn Bus>>, BuildError> {
-        match self {
-            Self::Nowhere => Ok(None),
-            Self::Ready(bus) => Ok(Some(bus)),
-            Self::Start(start) => start(node.clone()).await.map(Some),
-            Self::Redis(config) => {
-                let config = (*config).map_err(|error| BuildError::Bus(error.into()))?;
-                let config = RedisConfig {
-                    json_depth,
-                    ..config
-                };
-                match RedisBus::connect(config, node).await {
-                    Ok(bus) => Ok(Some(Arc::new(bus))),
-                    Err(error) => Err(BuildError::Bus(error.into())),
-                }
-            }
         }
     }
 }
