@@ -37,37 +37,6 @@ const FAN_OUT_BUCKETS: [f64; 11] = [
     1e-6, 4e-6, 16e-6, 64e-6, 256e-6, 1e-3, 4e-3, 16e-3, 64e-3, 256e-3, 1.0,
 ];
 
-/// The faults of a PROXY header. The series exist from the start, so that an alert sees the
-/// first one.
-const PROXY_HEADER_ERRORS: [&str; 4] = ["untrusted", "malformed", "too_large", "closed"];
-
-/// Why a TLS handshake fails.
-const TLS_HANDSHAKE_ERRORS: [&str; 5] = ["not_tls", "rejected", "incompatible", "closed", "other"];
-
-/// The outcome of a gap: whether the node has read the missing broadcasts.
-const JOURNAL_GAPS: [&str; 3] = ["repaired", "lost", "unreadable"];
-
-/// The outcome of a client's return.
-const RECOVERIES: [&str; 5] = [
-    "recovered",
-    "unknown",
-    "incomplete",
-    "refused",
-    "unavailable",
-];
-
-/// The outcome of an event that a client has to acknowledge.
-const ACKNOWLEDGEMENTS: [&str; 6] = [
-    "acknowledged",
-    "resent",
-    "limit",
-    "ended",
-    "expired",
-    "unrecovered",
-];
-
-const SESSION_WRITES: [&str; 2] = ["written", "failed"];
-
 /// The series of one transport.
 pub(crate) struct OfTransport {
     pub(crate) connections: IntGauge,
@@ -75,27 +44,26 @@ pub(crate) struct OfTransport {
     pub(crate) opened_v4: IntCounter,
 }
 
-struct Transports {
-    polling: OfTransport,
-    websocket: OfTransport,
-    streams: IntGauge,
-    opened_streams: IntCounter,
-    opened_plain: IntCounter,
+/// The series by transport. Each connection is counted in several, so they are looked up once.
+pub(crate) struct Transports {
+    pub(crate) polling: OfTransport,
+    pub(crate) websocket: OfTransport,
+    /// Plain connections, by transport.
+    pub(crate) streams: IntGauge,
+    pub(crate) opened_streams: IntCounter,
+    pub(crate) opened_plain: IntCounter,
 }
 
-/// Declares the series once: the field, its type and labels, its name and its help text.
+/// Declares the series once: the field, its type, its label and the values that it has from the
+/// start, its name and its help text.
 macro_rules! metrics {
-    ($($vis:vis $field:ident: $series:ty [$($label:literal)?] = $name:literal, $help:literal;)+) => {
+    ($(
+        $vis:vis $field:ident: $series:ty [$($label:literal $(: $values:expr)?)?] =
+            $name:literal, $help:literal;
+    )+) => {
         pub(crate) struct Metrics {
             registry: Registry,
-            /// By transport. Each connection is counted here several times, so the series are
-            /// looked up once.
-            pub(crate) polling: OfTransport,
-            pub(crate) websocket: OfTransport,
-            /// Plain connections, by transport.
-            pub(crate) streams: IntGauge,
-            pub(crate) opened_streams: IntCounter,
-            pub(crate) opened_plain: IntCounter,
+            pub(crate) transports: Transports,
             /// By `Limit as usize`.
             limits: [IntCounter; Limit::ALL.len()],
             pub(crate) fan_out: Histogram,
@@ -107,19 +75,8 @@ macro_rules! metrics {
         impl Metrics {
             pub(crate) fn new() -> Self {
                 let to = Registrar(Registry::new());
-                let Transports {
-                    polling,
-                    websocket,
-                    streams,
-                    opened_streams,
-                    opened_plain,
-                } = to.transports();
                 let metrics = Self {
-                    polling,
-                    websocket,
-                    streams,
-                    opened_streams,
-                    opened_plain,
+                    transports: to.transports(),
                     limits: to.limits(),
                     fan_out: to.fan_out(),
                     by_namespace: to.by_namespace(),
@@ -127,24 +84,10 @@ macro_rules! metrics {
                     $($field: to.add($name, $help, &[$($label)?]),)+
                     registry: to.0,
                 };
-                for reason in PROXY_HEADER_ERRORS {
-                    metrics.proxy_header_errors.with_label_values(&[reason]).reset();
-                }
-                for outcome in JOURNAL_GAPS {
-                    metrics.journal_gaps.with_label_values(&[outcome]).reset();
-                }
-                for outcome in RECOVERIES {
-                    metrics.recoveries.with_label_values(&[outcome]).reset();
-                }
-                for outcome in SESSION_WRITES {
-                    metrics.session_writes.with_label_values(&[outcome]).reset();
-                }
-                for outcome in ACKNOWLEDGEMENTS {
-                    metrics.acknowledgements.with_label_values(&[outcome]).reset();
-                }
-                for reason in TLS_HANDSHAKE_ERRORS {
-                    metrics.tls_handshake_errors.with_label_values(&[reason]).reset();
-                }
+                // From the start, so that an alert sees the first increase.
+                $($($(for value in $values {
+                    metrics.$field.with_label_values(&[value]).reset();
+                })?)?)+
                 metrics
             }
         }
@@ -184,9 +127,13 @@ metrics! {
         "Volatile packets dropped because the transport could not be written.";
     pub(crate) connect_refused: IntCounterVec["reason"] = "roomcast_connect_refused_total",
         "Connects to a namespace that were refused, by reason.";
-    proxy_header_errors: IntCounterVec["reason"] = "roomcast_proxy_header_errors_total",
+    proxy_header_errors: IntCounterVec["reason":
+        ["untrusted", "malformed", "too_large", "closed"]] =
+        "roomcast_proxy_header_errors_total",
         "Connections closed because their PROXY header is missing or wrong, by reason.";
-    tls_handshake_errors: IntCounterVec["reason"] = "roomcast_tls_handshake_errors_total",
+    tls_handshake_errors: IntCounterVec["reason":
+        ["not_tls", "rejected", "incompatible", "closed", "other"]] =
+        "roomcast_tls_handshake_errors_total",
         "TLS handshakes that failed, by reason.";
     pub(crate) forwarded_ignored: IntCounter[] = "roomcast_forwarded_ignored_total",
         "First requests with a client's address in a header whose sender is no trusted proxy.";
@@ -200,13 +147,21 @@ metrics! {
         "Connections that a drain has still to close.";
     pub(crate) drained: IntCounter[] = "roomcast_drained_connections_total",
         "Connections closed to have their clients reconnect to another node.";
-    pub(crate) journal_gaps: IntCounterVec["outcome"] = "roomcast_journal_gaps_total",
+    pub(crate) journal_gaps: IntCounterVec["outcome":
+        ["repaired", "lost", "unreadable"]] =
+        "roomcast_journal_gaps_total",
         "Gaps in the journals of namespaces, by outcome.";
-    pub(crate) recoveries: IntCounterVec["outcome"] = "roomcast_recoveries_total",
+    pub(crate) recoveries: IntCounterVec["outcome":
+        ["recovered", "unknown", "incomplete", "refused", "unavailable"]] =
+        "roomcast_recoveries_total",
         "Clients that wanted to come back to their session, by outcome.";
-    pub(crate) session_writes: IntCounterVec["outcome"] = "roomcast_session_writes_total",
+    pub(crate) session_writes: IntCounterVec["outcome":
+        ["written", "failed"]] =
+        "roomcast_session_writes_total",
         "Sessions that were stored or removed, by outcome.";
-    acknowledgements: IntCounterVec["outcome"] = "roomcast_at_least_once_total",
+    acknowledgements: IntCounterVec["outcome":
+        ["acknowledged", "resent", "limit", "ended", "expired", "unrecovered"]] =
+        "roomcast_at_least_once_total",
         "Broadcasts at least once to single clients, by outcome.";
     pub(crate) namespaces: IntGauge[] = "roomcast_namespaces",
         "Namespaces that exist now.";

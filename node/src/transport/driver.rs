@@ -401,7 +401,7 @@ impl<P: Protocol> Core<P> {
 
     /// The gauge that counts this connection now.
     fn counted<'c>(&self, connection: &'c Connection) -> &'c IntGauge {
-        let metrics = &connection.engine().metrics;
+        let metrics = &connection.engine().metrics.transports;
         match self.carrier {
             Carrier::Polling => &metrics.polling.connections,
             Carrier::WebSocket => &metrics.websocket.connections,
