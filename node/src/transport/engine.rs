@@ -28,7 +28,7 @@ use futures_util::future::BoxFuture;
 use http::{Extensions, HeaderMap, Request, Response};
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     task::AbortHandle,
     time::sleep,
 };
@@ -73,10 +73,10 @@ pub(crate) struct Engine {
     tasks: Mutex<Vec<AbortHandle>>,
     open: AtomicUsize,
     pub(crate) admission: Admission,
-    /// WebSockets of upgrades that are not finished.
-    pub(super) probing: AtomicUsize,
-    /// Connections whose preamble is not complete.
-    pub(super) preambles: AtomicUsize,
+    /// The places of WebSockets whose upgrades are not finished.
+    pub(super) probing: Arc<Semaphore>,
+    /// The places of connections whose preamble is not complete.
+    pub(super) preambles: Semaphore,
     /// When the budget of waiting bytes was last enforced, in milliseconds of the clock.
     enforced: AtomicU64,
     /// The log has named a proxy that is not trusted.
@@ -138,6 +138,8 @@ impl Engine {
         let tick = (shortest / 16).clamp(Duration::from_millis(5), Duration::from_millis(500));
         let admission = Admission::new(&config.limits);
         Self {
+            probing: Arc::new(Semaphore::new(places(config.limits.unfinished_upgrades))),
+            preambles: Semaphore::new(places(config.limits.handshakes)),
             config,
             clock: Clock::start(),
             metrics,
@@ -149,8 +151,6 @@ impl Engine {
             tasks: Mutex::default(),
             open: AtomicUsize::new(0),
             admission,
-            probing: AtomicUsize::new(0),
-            preambles: AtomicUsize::new(0),
             enforced: AtomicU64::new(0),
             has_named_proxy: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Accepting),
@@ -274,8 +274,8 @@ impl Engine {
 
     pub(super) fn opened(&self, transport: TransportName, revision: Revision) {
         let metrics = match transport {
-            TransportName::Polling => &self.metrics.polling,
-            TransportName::WebSocket => &self.metrics.websocket,
+            TransportName::Polling => &self.metrics.transports.polling,
+            TransportName::WebSocket => &self.metrics.transports.websocket,
         };
         match revision {
             Revision::V3 => metrics.opened_v3.inc(),
@@ -285,7 +285,7 @@ impl Engine {
     }
 
     pub(crate) fn opened_plain(&self, carrier: Carrier) {
-        let metrics = &self.metrics;
+        let metrics = &self.metrics.transports;
         if carrier == Carrier::Stream {
             metrics.streams.inc();
             metrics.opened_streams.inc();
@@ -337,10 +337,12 @@ impl Engine {
     /// transport is a WebSocket.
     pub(super) fn sockets(&self) -> usize {
         let gauge = |value: i64| usize::try_from(value).unwrap_or(0);
-        let polling = gauge(self.metrics.polling.connections.get());
-        let streams = gauge(self.metrics.streams.get());
+        let transports = &self.metrics.transports;
+        let polling = gauge(transports.polling.connections.get());
+        let streams = gauge(transports.streams.get());
         let http = gauge(self.metrics.http_connections.get());
-        let probing = self.probing.load(Ordering::Relaxed);
+        let upgrades = places(self.config.limits.unfinished_upgrades);
+        let probing = upgrades - self.probing.available_permits();
         http + probing + self.open().saturating_sub(polling + streams)
     }
 
@@ -387,6 +389,11 @@ impl Engine {
             empty.await;
         }
     }
+}
+
+/// The places that a semaphore has for a limit.
+fn places(limit: usize) -> usize {
+    limit.min(Semaphore::MAX_PERMITS)
 }
 
 /// The ping frame of WebSocket, without a payload.

@@ -12,7 +12,7 @@
 //! Silent connections are cheap to open, so both their number and their time are limited before
 //! anything is known about them.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, sync::atomic::Ordering};
+use std::{future::Future, io, net::SocketAddr};
 
 use roomcast_protocol::proxy::{self, HeaderError, Progress};
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
@@ -68,12 +68,12 @@ impl Preamble {
     /// closed; it has then been counted.
     pub(super) async fn receive(
         &self,
-        engine: &Arc<Engine>,
+        engine: &Engine,
         tcp: TcpStream,
         peer: SocketAddr,
         stopped: impl Future<Output = ()>,
     ) -> Option<(Socket, ClientAddress)> {
-        let Some(_receiving) = Receiving::begin(engine) else {
+        let Ok(_place) = engine.preambles.try_acquire() else {
             engine.metrics.limit_reached(Limit::Handshakes);
             return None;
         };
@@ -169,23 +169,5 @@ async fn read_header(tcp: &mut TcpStream) -> Result<Option<SocketAddr>, Failed> 
                 return Ok(complete.client);
             }
         }
-    }
-}
-
-/// Counts a connection as one whose preamble is not complete until it is dropped.
-struct Receiving(Arc<Engine>);
-
-impl Receiving {
-    /// Returns none if there are too many.
-    fn begin(engine: &Arc<Engine>) -> Option<Self> {
-        let before = engine.preambles.fetch_add(1, Ordering::Relaxed);
-        let receiving = Self(Arc::clone(engine));
-        (before < engine.config.limits.handshakes).then_some(receiving)
-    }
-}
-
-impl Drop for Receiving {
-    fn drop(&mut self) {
-        self.0.preambles.fetch_sub(1, Ordering::Relaxed);
     }
 }

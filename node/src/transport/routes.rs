@@ -23,7 +23,7 @@
 //! HTTP's upgrade. Up to then there is only the permit. **A new session over polling**
 //! exists before its response, because the response has the id.
 
-use std::{borrow::Cow, io::Write as _, sync::Arc};
+use std::{borrow::Cow, io::Write as _, mem::take, sync::Arc};
 
 use axum::{Router, body::Body, routing::any};
 use bytes::Bytes;
@@ -43,11 +43,10 @@ use super::{
     engine::{Acceptor, ConnectionPermit, Engine},
     frame::{Frame, WireForm},
     handshake::{Handshake, kept},
-    http_stream::Handoff,
     polling::{Polling, Posting},
     refusals::{DRAINING, Refusal, Refused, refuse, respond, too_many},
     stream::Stream,
-    upgrade::{self, Probing},
+    upgrade,
     websocket::{self, Opcode},
 };
 use crate::close::{CloseReason, Limit};
@@ -239,26 +238,20 @@ impl Routes {
         };
         if transport == TransportName::WebSocket {
             let response = switching_protocols(request.headers())?;
-            let upgrade = hyper::upgrade::on(&mut request);
             let extensions = keep(request.extensions());
             let (engine, acceptor) = (Arc::clone(engine), Arc::clone(&self.acceptor));
-            let handoff = request.extensions_mut().remove::<Handoff>();
-            let proxies = Arc::clone(&engine.config.trusted_proxies);
-            let (parts, _) = request.into_parts();
-            let handshake = move |stream: &Stream| {
-                let of_stream = || {
-                    let peer = ClientAddress::direct(stream.peer()?, false);
-                    Some(proxies.client(peer, &parts.headers))
+            let (uri, headers) = (take(request.uri_mut()), take(request.headers_mut()));
+            upgrade::take_over(&mut request, move |unwrapped| {
+                let handshake = |stream: &Stream| {
+                    let of_stream = || {
+                        let peer = ClientAddress::direct(stream.peer()?, false);
+                        Some(engine.config.trusted_proxies.client(peer, &headers))
+                    };
+                    let client = client.or_else(of_stream);
+                    Handshake::new(&uri, &headers, client, extensions)
                 };
-                let client = client.or_else(of_stream);
-                Handshake::new(&parts.uri, &parts.headers, client, extensions)
-            };
-            let opening = upgrade::open(engine, acceptor, permit, upgrade, form, handshake);
-            match handoff {
-                Some(handoff) => handoff.leave(opening),
-                // Ends with the HTTP connection at the latest, whose upgrade it waits for.
-                None => drop(tokio::spawn(opening)),
-            }
+                upgrade::open(&engine, &*acceptor, permit, form, unwrapped, handshake);
+            });
             return Ok(response);
         }
         let polling = Some(Aside::Polling(Polling::default()));
@@ -301,7 +294,7 @@ impl Routes {
             let response = switching_protocols(request.headers())?;
             // A probe holds a socket in addition to the session until the upgrade timeout, so their
             // number is limited.
-            let Some(probing) = Probing::begin(&self.engine) else {
+            let Ok(place) = Arc::clone(&self.engine.probing).try_acquire_owned() else {
                 let client = ClientAddress::of(request.extensions());
                 let limit = Limit::UnfinishedUpgrades;
                 return Err(too_many(&self.engine, limit, 0, client));
@@ -309,7 +302,7 @@ impl Routes {
             let upgrade = hyper::upgrade::on(&mut request);
             // Ends by the upgrade timeout at the latest.
             drop(tokio::spawn(upgrade::probe(
-                probing, upgrade, connection, base64,
+                place, upgrade, connection, base64,
             )));
             return Ok(response);
         }

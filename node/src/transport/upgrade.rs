@@ -16,7 +16,7 @@
 use std::{
     future::poll_fn,
     io,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -24,7 +24,7 @@ use std::{
 use axum::body::Body;
 use http::Request;
 use hyper::upgrade::OnUpgrade;
-use tokio::time::timeout;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{
     connection::{Aside, Connection},
@@ -49,30 +49,25 @@ const PROBE_LIMITS: websocket::Limits = websocket::Limits {
 };
 
 /// Opens a connection whose first transport is a WebSocket.
-pub(super) async fn open(
-    engine: Arc<Engine>,
-    acceptor: Arc<dyn Acceptor>,
+pub(super) fn open(
+    engine: &Arc<Engine>,
+    acceptor: &dyn Acceptor,
     permit: ConnectionPermit,
-    upgrade: OnUpgrade,
     form: WireForm,
+    Unwrapped { stream, read, head }: Unwrapped,
     handshake: impl FnOnce(&Stream) -> Handshake,
 ) {
-    // An error means that the client has disconnected; nothing was opened.
-    let Ok(upgraded) = upgrade.await else {
-        return;
-    };
-    let Unwrapped { stream, read, head } = Unwrapped::new(upgraded);
     let handshake = handshake(&stream);
     // A client may send its first packets with the request. They take the way of packets
     // that polling has left behind, because the driver handles those before it reads.
     let kept = (!read.is_empty()).then(|| Aside::Polling(Polling::handed_over(read)));
-    let connection = Connection::new(&engine, form, Some(stream), kept);
+    let connection = Connection::new(engine, form, Some(stream), kept);
     engine.opened(TransportName::WebSocket, form.revision);
     connection.send_open(head, &[]);
     acceptor.accept(&connection, handshake, permit);
 }
 
-/// Hands over the stream of a plain WebSocket after the response to its request: at once
+/// Hands over the stream of a WebSocket after the response to its request: at once
 /// if the request came over our own listener, which keeps the response back so that it
 /// leaves with what the server sends first.
 pub(crate) fn take_over(
@@ -93,33 +88,15 @@ pub(crate) fn take_over(
     }
 }
 
-/// Counts an upgrade as unfinished until it is dropped.
-pub(super) struct Probing(Arc<Engine>);
-
-impl Probing {
-    /// Returns none if too many upgrades are unfinished.
-    pub(super) fn begin(engine: &Arc<Engine>) -> Option<Self> {
-        let before = engine.probing.fetch_add(1, Ordering::Relaxed);
-        let probing = Self(Arc::clone(engine));
-        (before < engine.config.limits.unfinished_upgrades).then_some(probing)
-    }
-}
-
-impl Drop for Probing {
-    fn drop(&mut self) {
-        self.0.probing.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Carries a WebSocket that a polling client probes, until it is attached or closed. `base64` says
-/// whether it takes text only.
+/// whether it takes text only. The upgrade is unfinished until then, and keeps its place.
 pub(super) async fn probe(
-    probing: Probing,
+    place: OwnedSemaphorePermit,
     upgrade: OnUpgrade,
     connection: Arc<Connection>,
     base64: bool,
 ) {
-    let limit = probing.0.config.upgrade_timeout;
+    let limit = connection.engine().config.upgrade_timeout;
     let Ok(upgraded) = upgrade.await else {
         return;
     };
@@ -130,19 +107,16 @@ pub(super) async fn probe(
     if !connection.begin_probe() {
         return close(&mut stream, &echo_of(None)).await;
     }
-    match timeout(limit, carry_probe(&mut stream, &connection, read)).await {
+    let carried = timeout(limit, carry_probe(&mut stream, &connection, read)).await;
+    match carried.unwrap_or_else(|_| Err(Failed::default())) {
         // A session that has ended meanwhile drops the stream.
-        Ok(Ok(rest)) => drop(connection.attach(stream, rest, base64)),
-        Ok(Err(Failed(close_frame))) => {
+        Ok(rest) => drop(connection.attach(stream, rest, base64)),
+        Err(Failed(close_frame)) => {
             connection.abandon_probe();
             close(&mut stream, &close_frame).await;
         }
-        Err(_) => {
-            connection.abandon_probe();
-            close(&mut stream, &echo_of(None)).await;
-        }
     }
-    drop(probing);
+    drop(place);
 }
 
 /// Closes a WebSocket that is not wanted.
@@ -159,9 +133,15 @@ async fn close(stream: &mut Stream, close_frame: &[u8]) {
 /// A probe failed; the WebSocket is closed with this frame.
 struct Failed(Vec<u8>);
 
+impl Default for Failed {
+    fn default() -> Self {
+        Self(echo_of(None))
+    }
+}
+
 impl From<io::Error> for Failed {
     fn from(_: io::Error) -> Self {
-        Self(echo_of(None))
+        Self::default()
     }
 }
 
@@ -177,7 +157,7 @@ async fn carry_probe(
         let mut input = &mut read[..];
         while let Some(event) = reader
             .next(&mut input, &PROBE_LIMITS)
-            .map_err(|_| Failed(echo_of(None)))?
+            .map_err(|_| Failed::default())?
         {
             let mut reply = Vec::new();
             match event {
@@ -196,12 +176,12 @@ async fn carry_probe(
                 }
                 Event::Pong(_) => {}
                 Event::Close(close) => return Err(Failed(echo_of(close.as_ref()))),
-                _ => return Err(Failed(echo_of(None))),
+                _ => return Err(Failed::default()),
             }
         }
         let count = poll_fn(|cx| stream.poll_read(cx, &mut buffer)).await?.count;
         if count == 0 {
-            return Err(Failed(echo_of(None)));
+            return Err(Failed::default());
         }
         read = buffer[..count].to_vec();
     }
