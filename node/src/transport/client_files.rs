@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, fs, io, path::Path, sync::Arc};
 
-use axum::body::Body;
+use axum::{body::Body, response::IntoResponse as _};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use sha1::{Digest, Sha1};
@@ -164,17 +164,10 @@ pub(super) fn respond(
 }
 
 fn not_found() -> Response<Body> {
-    let mut response = Response::new(Body::from(
-        "This server does not have the client's files. Give it the folder `dist` of the npm package \
+    let problem = "This server does not have the client's files. Give it the folder `dist` of the npm package \
          socket.io-client (--client-files or ROOMCAST_CLIENT_FILES; in Rust, Builder::client_files), \
-         or load the client from your own site.\n",
-    ));
-    *response.status_mut() = StatusCode::NOT_FOUND;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    response
+         or load the client from your own site.\n";
+    (StatusCode::NOT_FOUND, problem).into_response()
 }
 
 /// Whether Node's server would look for a file of this name among the client's bundles.

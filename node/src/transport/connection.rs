@@ -283,9 +283,7 @@ impl Connection {
                 Admitted::Now => {}
                 Admitted::Not => return Ok(false),
                 Admitted::Full => {
-                    let (reach, now) = (locked.reach(), self.engine.clock.now());
-                    let todo = locked.state.cut(Limit::Outbox, reach, now);
-                    self.carry_out(locked, todo);
+                    self.cut_locked(locked, Limit::Outbox);
                     return Err(Closed);
                 }
             }
@@ -345,10 +343,13 @@ impl Connection {
 
     /// Closes the connection of a client that does not read.
     pub(super) fn cut(&self, limit: Limit) {
-        let mut locked = self.lock();
+        self.cut_locked(&mut self.lock(), limit);
+    }
+
+    fn cut_locked(&self, locked: &mut Locked, limit: Limit) {
         let (reach, now) = (locked.reach(), self.engine.clock.now());
         let todo = locked.state.cut(limit, reach, now);
-        self.carry_out(&mut locked, todo);
+        self.carry_out(locked, todo);
     }
 
     /// Makes the driver check the decisions about its sockets.

@@ -242,10 +242,7 @@ impl Locked {
             return Admitted::Not;
         }
         let is_open = self.state.closing().is_none();
-        let Some(Aside::Plain(plain)) = self.aside.as_deref_mut() else {
-            return Admitted::Now;
-        };
-        let Some(follow) = &mut plain.follow else {
+        let Some(follow) = self.plain().and_then(|plain| plain.follow.as_mut()) else {
             return Admitted::Now;
         };
         if is_open && follow.holds > 0 {
@@ -263,11 +260,15 @@ impl Locked {
         }
     }
 
-    fn follow(&mut self) -> Option<&mut Follow> {
+    fn plain(&mut self) -> Option<&mut Plain> {
         match self.aside.as_deref_mut() {
-            Some(Aside::Plain(plain)) => Some(plain.follow.get_or_insert_default()),
+            Some(Aside::Plain(plain)) => Some(plain),
             _ => None,
         }
+    }
+
+    fn follow(&mut self) -> Option<&mut Follow> {
+        Some(self.plain()?.follow.get_or_insert_default())
     }
 }
 
@@ -415,35 +416,23 @@ impl Connection {
     /// Whether binary messages of the client are allowed.
     pub(crate) fn skips_binary(&self) -> bool {
         let mut locked = self.lock();
-        match locked.aside.as_deref_mut() {
-            Some(Aside::Plain(plain)) => plain.form.skips_binary(),
-            _ => false,
-        }
+        locked
+            .plain()
+            .is_some_and(|plain| plain.form.skips_binary())
     }
 
     /// The rooms whose logs it follows.
     pub(crate) fn followed(&self) -> Vec<Box<str>> {
-        match self.lock().aside.as_deref() {
-            Some(Aside::Plain(Plain {
-                follow: Some(follow),
-                ..
-            })) => follow
-                .rooms
-                .iter()
-                .map(|known| known.room.clone())
-                .collect(),
-            _ => Vec::new(),
-        }
+        let mut locked = self.lock();
+        let follow = locked.plain().and_then(|plain| plain.follow.as_ref());
+        let rooms = follow.iter().flat_map(|follow| &follow.rooms);
+        rooms.map(|known| known.room.clone()).collect()
     }
 
     /// Stops following the logs of rooms that the socket leaves.
     pub(crate) fn unfollow(&self, rooms: &impl Rooms) {
         let mut locked = self.lock();
-        if let Some(Aside::Plain(Plain {
-            follow: Some(follow),
-            ..
-        })) = locked.aside.as_deref_mut()
-        {
+        if let Some(follow) = locked.plain().and_then(|plain| plain.follow.as_mut()) {
             rooms.each(&mut |room| follow.rooms.retain(|known| *known.room != *room));
         }
     }
@@ -481,7 +470,7 @@ impl Connection {
     /// The consumer of a stream was dropped, and its client with it.
     pub(crate) fn drop_consumer(&self) {
         let mut locked = self.lock();
-        if let Some(Aside::Plain(plain)) = locked.aside.as_deref_mut() {
+        if let Some(plain) = locked.plain() {
             plain.consumer = None;
         }
         self.abort(&mut locked, CloseReason::TransportClose);

@@ -116,32 +116,18 @@ pub(super) fn refusal(engine: &Arc<Engine>) -> Router {
 
 impl TooMany {
     fn new(limit: Limit, seconds: u64, client: Option<ClientAddress>) -> Self {
-        let (status, label, message) = match limit {
-            Limit::ConnectionsPerAddress => (
-                StatusCode::TOO_MANY_REQUESTS,
-                limit.label(),
-                "too many connections from this address",
-            ),
-            Limit::ConnectRate => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                limit.label(),
-                "too many new connections per second",
-            ),
-            Limit::UnfinishedUpgrades => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "upgrades",
-                "too many unfinished upgrades",
-            ),
-            Limit::Sockets => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                limit.label(),
-                "too many open sockets",
-            ),
-            _ => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                limit.label(),
-                "too many connections",
-            ),
+        let (label, message) = match limit {
+            Limit::ConnectionsPerAddress => {
+                (limit.label(), "too many connections from this address")
+            }
+            Limit::ConnectRate => (limit.label(), "too many new connections per second"),
+            Limit::UnfinishedUpgrades => ("upgrades", "too many unfinished upgrades"),
+            Limit::Sockets => (limit.label(), "too many open sockets"),
+            _ => (limit.label(), "too many connections"),
+        };
+        let status = match limit {
+            Limit::ConnectionsPerAddress => StatusCode::TOO_MANY_REQUESTS,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self {
             label,

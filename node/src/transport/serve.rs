@@ -107,13 +107,15 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, address)) => {
                 let sockets = engine.sockets().saturating_sub(refusals.0.len());
-                let http = HttpConnection::new(&engine, &preamble, stream, address);
+                let http = HttpConnection::new(&engine, &preamble);
+                let carry =
+                    |app: &Router| carry(http, (stream, address), app.clone(), stopped.clone());
                 if sockets < limit {
-                    drop(tokio::spawn(carry(http, app.clone(), stopped.clone())));
+                    drop(tokio::spawn(carry(&app)));
                     continue;
                 }
                 engine.metrics.limit_reached(Limit::Sockets);
-                refusals.add(carry(http, refusal.clone(), stopped.clone()));
+                refusals.add(carry(&refusal));
             }
             // The client went away while it waited to be accepted; the next one is not
             // concerned.
@@ -195,23 +197,14 @@ fn socket_limit(engine: &Engine) -> usize {
 struct HttpConnection {
     engine: Arc<Engine>,
     preamble: Arc<Preamble>,
-    stream: Option<TcpStream>,
-    address: SocketAddr,
 }
 
 impl HttpConnection {
-    fn new(
-        engine: &Arc<Engine>,
-        preamble: &Arc<Preamble>,
-        stream: TcpStream,
-        address: SocketAddr,
-    ) -> Self {
+    fn new(engine: &Arc<Engine>, preamble: &Arc<Preamble>) -> Self {
         engine.metrics.http_connections.inc();
         Self {
             engine: Arc::clone(engine),
             preamble: Arc::clone(preamble),
-            stream: Some(stream),
-            address,
         }
     }
 }
@@ -223,20 +216,21 @@ impl Drop for HttpConnection {
 }
 
 /// Carries one HTTP connection until it ends or becomes a WebSocket.
-async fn carry(mut http: HttpConnection, app: Router, mut stopped: watch::Receiver<bool>) {
-    let (engine, address) = (Arc::clone(&http.engine), http.address);
-    let Some(stream) = http.stream.take() else {
-        return;
-    };
+async fn carry(
+    http: HttpConnection,
+    (stream, address): (TcpStream, SocketAddr),
+    app: Router,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let engine = Arc::clone(&http.engine);
     // Small packets go out at once. A socket that is dead already ends with the first read.
     let _ = stream.set_nodelay(true);
     let (stream, client) = if http.preamble.is_empty() {
         (Socket::Left(stream), ClientAddress::direct(address, false))
     } else {
         let stopping = async { drop(stopped.wait_for(|stopped| *stopped).await) };
-        let preamble = Arc::clone(&http.preamble);
         // Boxed, because most listeners expect nothing and every connection would carry its size.
-        let received = Box::pin(preamble.receive(&engine, stream, address, stopping)).await;
+        let received = Box::pin(http.preamble.receive(&engine, stream, address, stopping)).await;
         let Some(received) = received else {
             return;
         };
