@@ -8,17 +8,12 @@
 mod process;
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
-    net::TcpStream,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::atomic::{AtomicUsize, Ordering},
+    io::{BufRead as _, BufReader},
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use process::{DEADLINE, Program, client::Client, field, http};
-use ring::digest;
+use process::{DEADLINE, Program, Temporary, client::Client, hash, http, roomcast, send};
 use serde_json::{Value, from_str, json};
 
 /// Signs tokens.
@@ -266,7 +261,7 @@ struct Node {
     address: String,
     internal: String,
     /// Its settings.
-    file: Option<PathBuf>,
+    file: Option<Temporary>,
 }
 
 impl Node {
@@ -281,12 +276,8 @@ impl Node {
 
     /// The same with an access, and with settings for it.
     fn serve_as(access: &str, settings: &str, keys: &[(&str, &[&str])]) -> Self {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("roomcast-admin-{}-{number}.toml", std::process::id());
-        let file = std::env::temp_dir().join(name);
-        write(&file, settings, keys);
-        let config = format!("--config={}", file.display());
+        let file = Temporary::new(&(settings.to_owned() + &sections(keys)));
+        let config = format!("--config={}", file.path());
         let access = format!("--access={access}");
         let mut node = Self::start(&["serve", &config, &access, "--client-rooms"]);
         node.file = Some(file);
@@ -294,28 +285,26 @@ impl Node {
     }
 
     fn start(args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-        command.env_clear().env("SECRET", SECRET).args(args);
-        command.args(["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"]);
-        let mut program = Program::start(&mut command);
-        let line = program.line_with("listening");
+        let mut command = roomcast();
+        command.env("SECRET", SECRET).args(args);
+        let (program, address, internal) = process::serve(&mut command);
         Self {
             program,
-            address: field(&line, "address="),
-            internal: field(&line, "internal="),
+            address,
+            internal,
             file: None,
         }
     }
 
     fn configure(&self, keys: &[(&str, &[&str])]) {
-        write(self.file.as_ref().unwrap(), "", keys);
+        self.file.as_ref().unwrap().write(&sections(keys));
     }
 
     /// Connects a client with a token of this user.
     fn connect_as(&self, user: &str) -> Client {
-        let config = format!("--config={}", self.file.as_ref().unwrap().display());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-        command.env_clear().env("SECRET", SECRET);
+        let config = format!("--config={}", self.file.as_ref().unwrap().path());
+        let mut command = roomcast();
+        command.env("SECRET", SECRET);
         let signed = command.args(["token", &config, "--user", user]).output();
         let token = String::from_utf8(signed.unwrap().stdout).unwrap();
         Client::connect_as(&self.address, &json!({ "token": token.trim() })).unwrap()
@@ -333,14 +322,7 @@ impl Node {
         headers: &str,
         body: &str,
     ) -> (String, impl Iterator<Item = String> + use<>) {
-        let mut stream = TcpStream::connect(&self.internal).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
-        )
-        .unwrap();
+        let stream = send(&self.internal, &format!("{method} {path}"), headers, body);
         let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
         let head: Vec<_> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
         (head.join("\n"), lines)
@@ -386,32 +368,17 @@ impl Node {
     }
 }
 
-impl Drop for Node {
-    fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            // It is in the folder for temporary files anyway.
-            drop(std::fs::remove_file(file));
-        }
-    }
-}
-
 fn bearer(key: &str) -> String {
     format!("Authorization: Bearer {key}\r\n")
 }
 
-/// Writes these settings and keys, each with its verbs.
-fn write(file: &Path, settings: &str, keys: &[(&str, &[&str])]) {
+/// The settings of these keys, each with its verbs.
+fn sections(keys: &[(&str, &[&str])]) -> String {
     let section = |(key, verbs): &(&str, &[&str])| {
-        let hash = digest::digest(&digest::SHA256, key.as_bytes());
-        let hash: String = hash
-            .as_ref()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hash = hash(key);
         format!(
-            "[[api.keys]]\nname = {key:?}\nhash = \"sha256:{hash}\"\nnamespaces = [\"*\"]\nverbs = {verbs:?}\n"
+            "[[api.keys]]\nname = {key:?}\nhash = \"{hash}\"\nnamespaces = [\"*\"]\nverbs = {verbs:?}\n"
         )
     };
-    let sections: String = keys.iter().map(section).collect();
-    std::fs::write(file, format!("{settings}{sections}")).unwrap();
+    keys.iter().map(section).collect()
 }

@@ -10,11 +10,10 @@ mod process;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    process::Command,
     time::Instant,
 };
 
-use process::{DEADLINE, Program, client::Client, field, http};
+use process::{DEADLINE, Program, client::Client, http, roomcast, serve};
 use roomcast::{CloseReason, Limit, Limits};
 
 const PROGRAM: &str = include_str!("../../docs/src/program.md");
@@ -186,12 +185,6 @@ fn options() -> String {
     Program::start(roomcast().arg("options")).end().1
 }
 
-fn roomcast() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-    command.env_clear();
-    command
-}
-
 /// The program has none of them without Redis.
 fn metrics_of_the_bus() -> impl Iterator<Item = String> {
     let source = include_str!("../../adapter/src/redis_bus/metrics.rs");
@@ -266,16 +259,8 @@ fn metrics_of_a_used_server() -> String {
     );
     fs::write(&config, sections).unwrap();
     let mut command = roomcast();
-    command.args([
-        "serve",
-        "--access=open",
-        "--listen=127.0.0.1:0",
-        "--internal-listen=127.0.0.1:0",
-    ]);
-    command.arg("--config").arg(&config);
-    let mut program = Program::start(&mut command);
-    let line = program.line_with("listening");
-    let address = field(&line, "address=");
+    command.args(["serve", "--access=open", "--config"]);
+    let (_program, address, internal) = serve(command.arg(&config));
     assert_eq!(
         http(&address, "GET /socket.io/?transport=pigeon", "").0,
         400
@@ -292,7 +277,6 @@ fn metrics_of_a_used_server() -> String {
             .any(|refusal| refusal.starts_with("44/nowhere,")),
         "{refusals:?}"
     );
-    let internal = field(&line, "internal=");
     let start = Instant::now();
     loop {
         let (_, metrics) = http(&internal, "GET /metrics", "");

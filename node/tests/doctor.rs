@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use process::{Program, field};
+use process::Program;
 use redis::Redis;
 use serde_json::{Value, from_slice};
 
@@ -46,8 +46,8 @@ impl Report {
 }
 
 fn roomcast(line: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-    command.env_clear().arg("doctor").args(line);
+    let mut command = process::roomcast();
+    command.arg("doctor").args(line);
     command
 }
 
@@ -188,14 +188,7 @@ fn a_redis_without_tls_is_named_where_the_url_asks_for_it() {
 
 /// A node that is open to everybody, and its address.
 fn node(more: &[&str]) -> (Program, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-    command.env_clear().args([
-        "serve",
-        "--listen=127.0.0.1:0",
-        "--internal-listen=127.0.0.1:0",
-    ]);
-    let mut program = Program::start(command.args(more));
-    let address = field(&program.line_with("listening"), "address");
+    let (program, address, _) = process::serve(process::roomcast().arg("serve").args(more));
     (program, address)
 }
 

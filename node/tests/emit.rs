@@ -16,7 +16,7 @@ use std::{
     thread,
 };
 
-use process::{Program, client::Client, field};
+use process::{Program, client::Client, hash, http_with, roomcast, serve};
 use redis::{Cluster, Listener, Redis};
 use serde_json::{Value, json};
 
@@ -35,13 +35,6 @@ impl Said {
     fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
-}
-
-/// The program, without settings from the environment of the test.
-fn roomcast() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-    command.env_clear();
-    command
 }
 
 fn emit(url: &str, line: &[&str]) -> Said {
@@ -77,16 +70,10 @@ fn node(url: &str, dialect: &str) -> (Program, String) {
 }
 
 fn node_of(mut command: Command, url: &str, dialect: &str) -> (Program, String) {
-    command.args([
-        "serve",
-        "--listen=127.0.0.1:0",
-        "--internal-listen=127.0.0.1:0",
-    ]);
-    command.args(["--access=open", "--client-rooms"]);
+    command.args(["serve", "--access=open", "--client-rooms"]);
     command.args(["--redis", url, "--redis-dialect", dialect]);
-    let mut program = Program::start(&mut command);
-    let line = program.line_with("address=");
-    (program, field(&line, "address="))
+    let (program, address, _) = serve(&mut command);
+    (program, address)
 }
 
 #[test]
@@ -231,48 +218,29 @@ fn acknowledgements_of_clients_are_printed() {
     assert_eq!(said.json()["answers"], json!(["yes"]));
 }
 
-/// The body of the response to a call of the API.
-fn post(address: &str, path: &str, key: &str, body: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    let length = body.len();
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer a-key-for-a-test\r\n\
-         Content-Type: application/json\r\nIdempotency-Key: {key}\r\nContent-Length: {length}\r\n\r\n"
+/// The response to an emit over the API.
+fn post(address: &str, key: &str, body: &Value) -> Value {
+    let headers = format!(
+        "Authorization: Bearer a-key-for-a-test\r\nContent-Type: application/json\r\n\
+         Idempotency-Key: {key}\r\n"
     );
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.write_all(body.as_bytes()).unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).unwrap();
-    let (_, body) = response.split_once("\r\n\r\n").unwrap();
-    body.to_owned()
+    let (_, _, body) = http_with(address, "POST /api/emit", &headers, &body.to_string());
+    serde_json::from_str(&body).unwrap()
 }
 
 #[test]
 fn the_receipt_has_the_place_in_the_journal_and_is_shared_under_a_key() {
     let redis = Redis::start();
     let settings = redis.directory.file("journal.toml");
-    // The hash of `a-key-for-a-test`.
-    let hash = "sha256:571cfd952293741a59b767f9540a86c85aa9380302a61093158b4af4e8f8cb6b";
+    let hash = hash("a-key-for-a-test");
     let api = format!(
         "[[api.keys]]\nname = \"test\"\nhash = \"{hash}\"\nnamespaces = [\"/\"]\nverbs = [\"emit\"]\n"
     );
     std::fs::write(&settings, format!("{api}[namespaces.\"/\".journal]\n")).unwrap();
     let mut command = roomcast();
-    command.args([
-        "serve",
-        "--listen=127.0.0.1:0",
-        "--internal-listen=127.0.0.1:0",
-    ]);
-    command.args([
-        "--access=open",
-        "--redis",
-        &redis.url(),
-        "--config",
-        &settings,
-    ]);
-    let mut node = Program::start(&mut command);
-    let line = node.line_with("address=");
-    let (address, internal) = (field(&line, "address="), field(&line, "internal="));
+    command.args(["serve", "--access=open", "--config", &settings]);
+    command.args(["--redis", &redis.url()]);
+    let (_node, address, internal) = serve(&mut command);
     let mut client = Client::connect(&address);
     let emit = |line: &[&str]| emit(&redis.url(), &[&["--json", "news"], line].concat()).json();
     let first = redis::until("the node has written that it has a journal", || {
@@ -302,32 +270,27 @@ fn the_receipt_has_the_place_in_the_journal_and_is_shared_under_a_key() {
         (&Value::Null, &json!(true))
     );
     // The API shares the key, and its emit has the same receipt.
-    let body = json!({ "event": "news", "all": true, "args": [] }).to_string();
-    let response = post(&internal, "/api/emit", "order-7", &body);
-    let shared: Value = serde_json::from_str(&response).unwrap();
+    let body = json!({ "event": "news", "all": true, "args": [] });
+    let shared = post(&internal, "order-7", &body);
     assert_eq!(
         (&shared["position"], &shared["is_replayed"]),
         (&first["position"], &json!(true)),
         "{shared}"
     );
-    let body = json!({ "event": "other", "all": true }).to_string();
-    let refused: Value =
-        serde_json::from_str(&post(&internal, "/api/emit", "order-7", &body)).unwrap();
+    let body = json!({ "event": "other", "all": true });
+    let refused = post(&internal, "order-7", &body);
     assert_eq!(refused["status"], json!(422), "{refused}");
     // And the other way round.
-    let body = json!({ "event": "news", "all": true }).to_string();
-    let first: Value =
-        serde_json::from_str(&post(&internal, "/api/emit", "order-8", &body)).unwrap();
+    let body = json!({ "event": "news", "all": true });
+    let first = post(&internal, "order-8", &body);
     let again = emit(&["--idempotency-key=order-8"]);
     assert_eq!(first["position"], again["position"], "{first} {again}");
     assert_eq!(again["is_replayed"], json!(true));
     assert_eq!(client.event("news"), json!([]));
     // An error after which the caller cannot know more is not remembered, so a repetition takes effect.
     redis.command(&["ACL", "SETUSER", "default", "-eval", "-evalsha"]);
-    let body = json!({ "event": "later", "all": true }).to_string();
-    let post = || -> Value {
-        serde_json::from_str(&post(&internal, "/api/emit", "order-9", &body)).unwrap()
-    };
+    let body = json!({ "event": "later", "all": true });
+    let post = || post(&internal, "order-9", &body);
     let refused = post();
     let kind = json!("urn:roomcast:problem:other-nodes");
     assert_eq!(refused["type"], kind, "{refused}");

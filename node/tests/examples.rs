@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[expect(dead_code, reason = "a part of it is for other tests")]
 mod process;
 
 use std::{env, path::PathBuf, process::Command};

@@ -5,14 +5,9 @@
 #[expect(dead_code, reason = "a part of it is for other tests")]
 mod process;
 
-use std::{
-    io::{Read as _, Write as _},
-    net::TcpStream,
-    os::unix::fs::PermissionsExt as _,
-    process::Command,
-};
+use std::os::unix::fs::PermissionsExt as _;
 
-use process::{DEADLINE, Program, client::Client, field};
+use process::{Program, client::Client, field, hash, http_with, roomcast};
 use serde_json::{Value, json};
 
 #[test]
@@ -232,11 +227,9 @@ fn a_revoked_token_disconnects_its_client_and_lets_nobody_in_again() {
     let config = format!("--config={}", file.display());
     let (_program, address, api) = start(&["serve", &config], "all");
     let token = |user: &str, id: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+        let mut command = roomcast();
         let id = format!("jti={id}");
-        command
-            .env_clear()
-            .args(["token", &config, "--user", user, "--claim", &id]);
+        command.args(["token", &config, "--user", user, "--claim", &id]);
         String::from_utf8(command.output().unwrap().stdout).unwrap()
     };
     let auth = |token: &str| json!({ "token": token.trim() });
@@ -281,24 +274,12 @@ fn without_tokens_there_is_nothing_to_revoke() {
     assert_eq!((status, &problem["field"]), (400, &json!("user")));
 }
 
-/// The hash of a key as the settings have it.
-fn hash(key: &str) -> String {
-    let hash = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
-    let digits = hash.as_ref().iter().map(|byte| format!("{byte:02x}"));
-    format!("sha256:{}", digits.collect::<String>())
-}
-
 #[test]
 fn created_keys_are_private_and_work_with_the_settings_that_were_printed() {
     let folder = std::env::temp_dir().join(format!("roomcast-keys-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let run = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-        let output = command
-            .env_clear()
-            .args(arguments)
-            .current_dir(&folder)
-            .output();
+        let output = roomcast().args(arguments).current_dir(&folder).output();
         let output = output.unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
         (
@@ -372,22 +353,8 @@ impl Api {
 
     /// The status, the head and the body of a response.
     fn request(&self, line: &str, headers: &str, body: &str) -> (u16, String, String) {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let (own, length) = (&self.headers, body.len());
-        let head = format!(
-            "{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{own}{headers}Content-Length: {length}\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.write_all(body.as_bytes()).unwrap();
-        let mut response = String::new();
-        stream.read_to_string(&mut response).unwrap();
-        let (head, body) = response.split_once("\r\n\r\n").unwrap();
-        (
-            head[9..12].parse().unwrap(),
-            head.to_lowercase(),
-            body.to_owned(),
-        )
+        let headers = self.headers.clone() + headers;
+        http_with(&self.address, line, &headers, body)
     }
 }
 
@@ -397,11 +364,6 @@ fn demo() -> (Program, String, Api) {
 }
 
 fn start(options: &[&str], key: &str) -> (Program, String, Api) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-    let ports = ["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"];
-    command.env_clear().args(options).args(ports);
-    let mut program = Program::start(&mut command);
-    let line = program.line_with("listening");
-    let api = Api::with_key(field(&line, "internal="), key);
-    (program, field(&line, "address="), api)
+    let (program, address, internal) = process::serve(roomcast().args(options));
+    (program, address, Api::with_key(internal, key))
 }

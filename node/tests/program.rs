@@ -4,21 +4,22 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
 
+#[expect(dead_code, reason = "a part of it is for other tests")]
 mod process;
 
 use std::{
     io::{Read, Write as _},
     net::{TcpListener, TcpStream},
     os::unix::net::UnixDatagram,
-    process::{Command, Stdio},
-    sync::{
-        atomic::{AtomicUsize, Ordering},
-        mpsc::channel,
-    },
+    process::Stdio,
+    sync::mpsc::channel,
     time::Instant,
 };
 
-use process::{DEADLINE, Program, client::Client, field, forward, http};
+use process::{
+    ANY_PORT, DEADLINE, Program, Temporary, client::Client, field, forward, http, roomcast,
+    roomcast_within,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -32,8 +33,7 @@ fn a_signal_closes_the_transports_of_all_clients_and_ends_it_well() {
         for client in clients {
             assert_eq!(client.rest(), [""; 0]);
         }
-        let (status, said) = program.end();
-        assert_eq!(status, Some(0), "{said}");
+        let said = ended(program, 0);
         assert!(said.contains("stopped"), "{said}");
     }
 }
@@ -51,8 +51,7 @@ fn it_is_alive_but_not_ready_while_it_drains_and_a_second_signal_ends_that() {
     // Before that, the signal would cut the drain short, and not the close that follows it.
     program.line_with("closing all connections evenly");
     program.signal(Signal::TERM);
-    let (status, said) = program.end();
-    assert_eq!(status, Some(1), "{said}");
+    let said = ended(program, 1);
     assert!(
         said.contains("a further signal cut the stop short"),
         "{said}"
@@ -99,8 +98,7 @@ fn a_drain_ends_readiness_first_and_then_closes_the_connections_evenly() {
     for client in clients {
         assert_eq!(client.rest(), [""; 0]);
     }
-    let (status, said) = program.end();
-    assert_eq!(status, Some(0), "{said}");
+    ended(program, 0);
 }
 
 #[test]
@@ -118,15 +116,12 @@ fn a_second_signal_closes_what_a_drain_has_left_at_once() {
     for client in [client, late] {
         assert_eq!(client.rest(), [""; 0]);
     }
-    let (status, said) = program.end();
-    assert_eq!(status, Some(0), "{said}");
+    ended(program, 0);
 }
 
 #[test]
 fn a_drain_that_would_not_end_in_time_is_a_wrong_option() {
-    let line = ["serve", "--drain-grace=5s", "--drain-over=25s"];
-    let (status, said) = Program::start(roomcast().args(line)).end();
-    assert_eq!(status, Some(2), "{said}");
+    let said = says(2, &["serve", "--drain-grace=5s", "--drain-over=25s"]);
     for part in [
         "--drain-timeout is 30s",
         "--drain-grace with 5s",
@@ -141,8 +136,7 @@ fn a_polling_client_that_does_not_poll_does_not_spoil_the_stop() {
     let (program, address, _) = serve(&[]);
     polling_session(&address);
     program.signal(Signal::TERM);
-    let (status, said) = program.end();
-    assert_eq!(status, Some(0), "{said}");
+    ended(program, 0);
 }
 
 #[test]
@@ -152,8 +146,7 @@ fn a_polling_client_that_has_closed_does_not_hold_up_the_stop() {
     let session = polling_session(&address);
     assert_eq!(http(&address, &format!("POST {session}"), "1").0, 200);
     program.signal(Signal::TERM);
-    let (status, said) = program.end();
-    assert_eq!(status, Some(0), "{said}");
+    ended(program, 0);
 }
 
 #[test]
@@ -161,8 +154,7 @@ fn a_drain_that_takes_too_long_is_cut_off_and_said() {
     let (program, address, _) = serve(&["--drain-timeout=1ms", "--body-timeout=1h"]);
     let _held = unfinished_request(&address);
     program.signal(Signal::TERM);
-    let (status, said) = program.end();
-    assert_eq!(status, Some(1), "{said}");
+    let said = ended(program, 1);
     assert!(
         said.contains("--drain-timeout or ROOMCAST_DRAIN_TIMEOUT"),
         "{said}"
@@ -178,9 +170,7 @@ fn a_port_in_use_ends_it_with_the_way_to_choose_another() {
         ("--internal-listen", "--listen", "ROOMCAST_INTERNAL_LISTEN"),
     ];
     for (flag, other, variable) in settings {
-        let line = ["serve", flag, &taken, other, "127.0.0.1:0"];
-        let (status, said) = Program::start(roomcast().args(line)).end();
-        assert_eq!(status, Some(1), "{said}");
+        let said = says(1, &["serve", flag, &taken, other, "127.0.0.1:0"]);
         let way = format!("{taken} is in use by another program: choose another port with {flag}");
         assert!(said.contains(&way) && said.contains(variable), "{said}");
     }
@@ -196,17 +186,14 @@ fn a_wrong_value_ends_it_with_the_name_of_its_flag() {
         ("--listen", "3000"),
     ];
     for (flag, value) in wrong {
-        let (status, said) = Program::start(roomcast().args(["serve", flag, value])).end();
-        assert_eq!(status, Some(2), "{said}");
+        let said = says(2, &["serve", flag, value]);
         assert!(said.contains(flag) && said.contains(value), "{said}");
     }
 }
 
 #[test]
 fn options_that_do_not_fit_together_are_wrong_options() {
-    let line = ["serve", "--max-inbox=1kB", "--max-payload=2kB"];
-    let (status, said) = Program::start(roomcast().args(line)).end();
-    assert_eq!(status, Some(2), "{said}");
+    let said = says(2, &["serve", "--max-inbox=1kB", "--max-payload=2kB"]);
     assert!(
         said.contains("--max-inbox") && said.contains("--max-payload"),
         "{said}"
@@ -222,13 +209,9 @@ fn options_that_do_not_fit_together_are_wrong_options() {
             assert!(said.contains("each needs a separate port"), "{said}");
         }
     }
-    let line = ["serve", "--cors-origin=*", "--cors-credentials"];
-    let (status, said) = Program::start(roomcast().args(line)).end();
-    assert_eq!(status, Some(2), "any origin gets credentials: {said}");
+    let said = says(2, &["serve", "--cors-origin=*", "--cors-credentials"]);
     assert!(said.contains("list the origins"), "{said}");
-    let line = ["serve", "--namespace=/chat,/news,/chat"];
-    let (status, said) = Program::start(roomcast().args(line)).end();
-    assert_eq!(status, Some(2), "{said}");
+    let said = says(2, &["serve", "--namespace=/chat,/news,/chat"]);
     assert!(
         said.contains("--namespace") && said.contains("/chat"),
         "{said}"
@@ -315,18 +298,10 @@ fn settings_of_the_environment_reach_the_server_and_its_log() {
     let mut program = Program::start(roomcast().arg("serve").envs(settings));
     let line: Value = serde_json::from_str(&program.line_with("listening")).unwrap();
     let address = line["address"].as_str().unwrap();
-    let request = "GET /chat/?EIO=4&transport=polling";
-    let (status, opening) = http(address, request, "");
-    let opening: Value = serde_json::from_str(&opening[1..]).unwrap();
-    assert_eq!(
-        (
-            status,
-            &opening["pingInterval"],
-            &opening["maxPayload"],
-            &opening["upgrades"]
-        ),
-        (200, &json!(7_000), &json!(5_000), &json!([]))
-    );
+    let opening = opening(address, "/chat/?EIO=4&transport=polling");
+    assert_eq!(opening["pingInterval"], 7_000);
+    assert_eq!(opening["maxPayload"], 5_000);
+    assert_eq!(opening["upgrades"], json!([]));
 }
 
 #[test]
@@ -351,7 +326,9 @@ fn limits_that_are_given_are_kept() {
 #[test]
 fn with_few_descriptors_it_refuses_clients_with_503_and_its_internal_port_responds() {
     for descriptors in [64, 200] {
-        let (mut program, address, internal) = serve_within(descriptors);
+        let mut command = roomcast_within(descriptors);
+        let (mut program, address, internal) =
+            process::serve(command.args(["serve", "--access=open"]));
         let warning = program.line_with("the limit of open files leaves fewer connections");
         let sockets: usize = field(&warning, "sockets=").parse().unwrap();
         assert!((1..descriptors).contains(&sockets), "{warning}");
@@ -372,8 +349,7 @@ fn with_few_descriptors_it_refuses_clients_with_503_and_its_internal_port_respon
         drop(held);
         wait_until(|| http(&address, request, "").0 == 200);
         program.signal(Signal::TERM);
-        let (status, said) = program.end();
-        assert_eq!(status, Some(0), "{said}");
+        let said = ended(program, 0);
         assert!(!said.contains("cannot accept"), "{said}");
     }
 }
@@ -394,10 +370,7 @@ fn without_a_setting_nobody_gets_in_and_the_error_says_how_to_let_somebody_in() 
 #[test]
 fn a_file_opens_the_main_namespace_below_the_environment_and_the_flags() {
     let file = Temporary::new("[namespaces.\"/\"]\naccess = \"open\"\nclient_rooms = true\n");
-    let mut command = roomcast();
-    command.args(["serve", "--config", file.path()]);
-    let mut program = Program::start(command.args(ANY_PORT));
-    let address = field(&program.line_with("listening"), "address=");
+    let (_program, address, _) = serve_file(&file);
     let mut client = Client::connect(&address);
     assert!(client.ask(&json!(["join", "tea"]))[0]["members"].is_array());
 
@@ -407,26 +380,17 @@ fn a_file_opens_the_main_namespace_below_the_environment_and_the_flags() {
     command.args(["serve", "--config", file.path(), "--ping-interval=5s"]);
     command.env("ROOMCAST_PING_INTERVAL", "4s");
     command.env("ROOMCAST_PING_TIMEOUT", "4s");
-    let mut program = Program::start(command.args(ANY_PORT));
-    let address = field(&program.line_with("listening"), "address=");
-    let (_, opening) = http(&address, "GET /socket.io/?EIO=4&transport=polling", "");
-    let opening: Value = serde_json::from_str(&opening[1..]).unwrap();
-    assert_eq!(
-        (
-            &opening["maxPayload"],
-            &opening["pingInterval"],
-            &opening["pingTimeout"]
-        ),
-        (&json!(3_000), &json!(5_000), &json!(4_000))
-    );
+    let (_program, address, _) = process::serve(&mut command);
+    let opening = opening(&address, POLLING);
+    assert_eq!(opening["maxPayload"], 3_000);
+    assert_eq!(opening["pingInterval"], 5_000);
+    assert_eq!(opening["pingTimeout"], 4_000);
 }
 
 #[test]
 fn a_wrong_file_ends_it_with_file_line_key_and_the_nearest_key() {
     let file = Temporary::new("ping_interval = \"3s\"\nmax_roms = 3\n");
-    let line = ["serve", "--config", file.path()];
-    let (status, said) = Program::start(roomcast().args(line)).end();
-    assert_eq!(status, Some(2), "{said}");
+    let said = says(2, &["serve", "--config", file.path()]);
     let expected = format!(
         "{}:2: max_roms: unknown key; did you mean max_rooms?",
         file.path()
@@ -464,9 +428,7 @@ fn config_show_states_origins_and_masks_secrets() {
     let lines = said.split_inclusive('\n');
     let rest: String = lines.filter(|line| !line.starts_with("redis = ")).collect();
     let shown = Temporary::new(&rest);
-    let line = ["config", "check", "--config", shown.path()];
-    let (status, said) = Program::start(roomcast().args(line)).end();
-    assert_eq!(status, Some(0), "what it shows is a file: {said}");
+    says(0, &["config", "check", "--config", shown.path()]);
 }
 
 #[test]
@@ -560,22 +522,17 @@ fn config_check_asks_neither_redis_nor_an_issuer_of_keys() {
         "access = \"jwt\"\nredis = \"redis://127.0.0.1:{port}\"\n\
          [jwt.jwks]\nurl = \"http://127.0.0.1:{port}/\"\nalgorithms = [\"RS256\"]\n"
     ));
-    let line = ["config", "check", "--config", file.path()];
-    let (status, said) = Program::start(roomcast().args(line)).end();
-    assert_eq!(status, Some(0), "{said}");
+    says(0, &["config", "check", "--config", file.path()]);
     let connected = listener.accept().map(|(_, address)| address);
     assert!(connected.is_err(), "the check has connected: {connected:?}");
 }
 
 #[test]
 fn config_default_is_a_valid_file_that_changes_nothing() {
-    let (status, text) = Program::start(roomcast().args(["config", "default"])).end();
-    assert_eq!(status, Some(0), "{text}");
+    let text = says(0, &["config", "default"]);
     assert!(text.contains("\n#ping_interval = \"25s\"\n"), "{text}");
     let file = Temporary::new(&text);
-    let line = ["config", "show", "--config", file.path()];
-    let (status, said) = Program::start(roomcast().args(line)).end();
-    assert_eq!(status, Some(0), "{said}");
+    let said = says(0, &["config", "show", "--config", file.path()]);
     assert!(!said.contains("# file\n"), "{said}");
 }
 
@@ -700,11 +657,7 @@ fn the_service_manager_learns_when_a_node_is_ready_and_when_it_drains() {
 #[test]
 fn a_hangup_reads_the_settings_again_and_a_broken_file_changes_nothing() {
     let file = Temporary::new("access = \"open\"\nmax_connections = 1\n");
-    let mut command = roomcast();
-    command.args(["serve", "--config", file.path()]);
-    let mut program = Program::start(command.args(ANY_PORT));
-    let line = program.line_with("listening");
-    let (address, internal) = (field(&line, "address="), field(&line, "internal="));
+    let (mut program, address, internal) = serve_file(&file);
     let opens = || http(&address, "GET /socket.io/?EIO=4&transport=polling", "").0;
     let mut client = Client::connect(&address);
     assert_eq!(opens(), 503);
@@ -748,10 +701,7 @@ fn a_hangup_names_sections_of_which_only_a_secret_has_changed() {
         )
     };
     let file = Temporary::new(&settings("1", "s3cret"));
-    let mut command = roomcast();
-    command.args(["serve", "--config", file.path()]);
-    let mut program = Program::start(command.args(ANY_PORT));
-    program.line_with("listening");
+    let (mut program, ..) = serve_file(&file);
     for (digit, query, changed) in [
         ("2", "s3cret", "[\"api.keys\"]"),
         ("2", "s3cret2", "[\"hooks\"]"),
@@ -784,10 +734,7 @@ fn a_hangup_replaces_keys_and_room_policies_together_or_neither() {
         let token = String::from_utf8(command.output().unwrap().stdout).unwrap();
         json!({ "token": token.trim() })
     };
-    let mut command = roomcast();
-    command.args(["serve", "--config", file.path()]);
-    let mut program = Program::start(command.args(ANY_PORT));
-    let address = field(&program.line_with("listening"), "address=");
+    let (mut program, address, _) = serve_file(&file);
     let is_let_in = |auth: &Value| Client::connect_as(&address, auth).is_ok();
     let first = token();
     let mut client = Client::connect_as(&address, &first).unwrap();
@@ -953,16 +900,6 @@ fn the_demo_says_where_its_page_is_and_the_page_can_talk() {
     assert_eq!(demo.end().0, Some(0));
 }
 
-/// Both ports are free ones; the log tells which.
-const ANY_PORT: [&str; 2] = ["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"];
-
-/// The program, without settings from the environment of the test.
-fn roomcast() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-    command.env_clear();
-    command
-}
-
 /// A stop that needs no time for balancers and other nodes.
 const AT_ONCE: [(&str, &str); 2] = [
     ("ROOMCAST_DRAIN_GRACE", "0s"),
@@ -971,63 +908,44 @@ const AT_ONCE: [(&str, &str); 2] = [
 
 /// The running server, its address and that of its internal port.
 fn serve(options: &[&str]) -> (Program, String, String) {
-    let mut program = Program::start(
-        roomcast()
-            .args(["serve", "--access=open"])
-            .args(ANY_PORT)
-            .envs(AT_ONCE)
-            .args(options),
-    );
-    let line = program.line_with("listening");
-    (program, field(&line, "address="), field(&line, "internal="))
+    let mut command = roomcast();
+    command.args(["serve", "--access=open"]).envs(AT_ONCE);
+    process::serve(command.args(options))
 }
 
-/// A file that ends with the test.
-struct Temporary(String);
-
-impl Temporary {
-    fn new(text: &str) -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("roomcast-{}-{count}.toml", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::write(&path, text).unwrap();
-        Self(path.into_os_string().into_string().unwrap())
-    }
-
-    fn path(&self) -> &str {
-        &self.0
-    }
-
-    fn write(&self, text: &str) {
-        std::fs::write(&self.0, text).unwrap();
-    }
+/// A running server with the settings of a file.
+fn serve_file(file: &Temporary) -> (Program, String, String) {
+    process::serve(roomcast().args(["serve", "--config", file.path()]))
 }
 
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // It is in a folder for files that nobody misses.
-        let _ = std::fs::remove_file(&self.0);
-    }
+/// Runs the program, which ends with this status. Returns what it says.
+#[track_caller]
+fn says(status: i32, line: &[&str]) -> String {
+    ended(Program::start(roomcast().args(line)), status)
 }
 
-/// As [`serve`], with a limit of open files.
-fn serve_within(descriptors: usize) -> (Program, String, String) {
-    let mut command = Command::new("sh");
-    let limited = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
-    command.args(["-c", &limited, env!("CARGO_BIN_EXE_roomcast")]);
-    command.env_clear().args(["serve", "--access=open"]);
-    let mut program = Program::start(command.args(ANY_PORT));
-    let line = program.line_with("listening");
-    (program, field(&line, "address="), field(&line, "internal="))
+/// Waits for the end with this status. Returns all that was said.
+#[track_caller]
+fn ended(program: Program, status: i32) -> String {
+    let (found, said) = program.end();
+    assert_eq!(found, Some(status), "{said}");
+    said
 }
+
+/// The first packet of a session that is opened at this path.
+fn opening(address: &str, path: &str) -> Value {
+    let (status, opening) = http(address, &format!("GET {path}"), "");
+    assert_eq!(status, 200, "{opening}");
+    serde_json::from_str(&opening[1..]).unwrap()
+}
+
+/// Where a session is opened.
+const POLLING: &str = "/socket.io/?EIO=4&transport=polling";
 
 /// Opens a session; answers the path for its requests.
 fn polling_session(address: &str) -> String {
-    let path = "/socket.io/?EIO=4&transport=polling";
-    let (_, opening) = http(address, &format!("GET {path}"), "");
-    let opening: Value = serde_json::from_str(&opening[1..]).unwrap();
-    format!("{path}&sid={}", opening["sid"].as_str().unwrap())
+    let opening = opening(address, POLLING);
+    format!("{POLLING}&sid={}", opening["sid"].as_str().unwrap())
 }
 
 /// A request whose body never comes, of which the server has seen the head: it holds up a drain.

@@ -8,18 +8,17 @@ mod process;
 #[path = "../../emitter/tests/support/mod.rs"]
 mod server;
 
-use std::{net::TcpStream, process::Command};
+use std::net::TcpStream;
 
-use process::{Program, client::Client, field, http};
+use process::{Program, client::Client, field, http, roomcast, roomcast_within, serve};
 use rustix::process::Signal;
 use server::{Redis, free_port, until};
 
 /// A node of a cluster, and the address of its internal port.
 fn start(redis: &Redis, options: &[&str]) -> (Program, String) {
     let internal = format!("127.0.0.1:{}", free_port());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+    let mut command = roomcast();
     command
-        .env_clear()
         .args(["serve", "--access=open", "--listen", "127.0.0.1:0"])
         .args(["--internal-listen", &internal, "--redis", &redis.url()])
         .args(options);
@@ -33,25 +32,13 @@ fn wait_until_ready(internal: &str) {
     });
 }
 
-/// As [`start`], with a limit of open files. Returns the address for clients and the internal one.
-fn start_within(descriptors: usize, redis: &Redis) -> (Program, String, String) {
-    let mut command = Command::new("sh");
-    let limited = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
-    command
-        .args(["-c", &limited, env!("CARGO_BIN_EXE_roomcast")])
-        .env_clear()
-        .args(["serve", "--access=open", "--listen", "127.0.0.1:0"])
-        .args(["--internal-listen", "127.0.0.1:0", "--redis", &redis.url()]);
-    let mut program = Program::start(&mut command);
-    let line = program.line_with("listening address=");
-    (program, field(&line, "address="), field(&line, "internal="))
-}
-
 #[test]
 fn a_link_to_redis_comes_back_while_clients_hold_every_connection_that_they_may() {
     let mut redis = Redis::start();
     let descriptors = 200;
-    let (_node, address, internal) = start_within(descriptors, &redis);
+    let mut command = roomcast_within(descriptors);
+    command.args(["serve", "--access=open", "--redis", &redis.url()]);
+    let (_node, address, internal) = serve(&mut command);
     wait_until_ready(&internal);
     let held: Vec<_> = (0..descriptors + 30)
         .map(|_| TcpStream::connect(&address).unwrap())

@@ -8,12 +8,11 @@ mod process;
 mod support;
 
 use std::{
-    process::Command,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use process::{Program, field};
+use process::{ANY_PORT, Program, field, roomcast};
 use roomcast::{
     Builder, Certificate, CertificateError, Namespace, Server, Socket, Tls, TlsVersion,
     TrustedProxies,
@@ -65,7 +64,7 @@ async fn connect(server: &TestServer, authority: &Authority) -> TlsStream<TcpStr
 async fn open(server: &TestServer, authority: &Authority) -> WebSocket<TlsStream<TcpStream>> {
     let stream = connect(server, authority).await;
     let mut socket = WebSocket::over(stream, websocket::NEW).await;
-    assert!(socket.text().await.starts_with("0{"));
+    socket.begin().await;
     socket.join("/").await;
     socket
 }
@@ -191,7 +190,7 @@ async fn a_handshake_knows_that_it_is_secure() {
     let client = authority.client(&[]);
     let stream = handshake(client, "localhost", stream).await.unwrap();
     let mut socket = WebSocket::over(stream, websocket::NEW).await;
-    assert!(socket.text().await.starts_with("0{"));
+    socket.begin().await;
     socket.join("/").await;
     assert_eq!(socket.ask("[\"secure\"]").await, "[true,\"203.0.113.9\"]");
 }
@@ -395,7 +394,7 @@ async fn the_internal_port_has_certificates_of_its_own_and_processes_of_this_mac
     };
     put("old");
     let mut command = roomcast();
-    command.args(["serve", "--access=open"]).args(ANY_PORT);
+    command.args(["serve", "--access=open"]);
     let settings = authority.path("roomcast.toml");
     std::fs::write(&settings, api_key("secret")).unwrap();
     command.arg("--config").arg(settings);
@@ -403,8 +402,7 @@ async fn the_internal_port_has_certificates_of_its_own_and_processes_of_this_mac
         let file = authority.path(file);
         command.arg(format!("--internal-tls-{option}={}", file.display()));
     }
-    let mut program = Program::start(&mut command);
-    let internal = field(&program.line_with("listening"), "internal=");
+    let (mut program, _, internal) = process::serve(&mut command);
     assert_eq!(shown(&internal, &authority).await, authority.der("old.pem"));
 
     let stream = TcpStream::connect(&internal).await.unwrap();
@@ -481,21 +479,10 @@ fn a_certificate_that_cannot_be_used_is_named_before_anything_starts() {
     }
 }
 
-const ANY_PORT: [&str; 2] = ["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"];
-
-/// The program, without settings from the environment of the test.
 /// Settings with a key of the API for everything.
 fn api_key(key: &str) -> String {
-    let hash = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
-    let digits = hash.as_ref().iter().map(|byte| format!("{byte:02x}"));
-    let hash = digits.collect::<String>();
+    let hash = process::hash(key);
     format!(
-        "[[api.keys]]\nname = \"app\"\nhash = \"sha256:{hash}\"\nnamespaces = [\"*\"]\nverbs = [\"*\"]\n"
+        "[[api.keys]]\nname = \"app\"\nhash = \"{hash}\"\nnamespaces = [\"*\"]\nverbs = [\"*\"]\n"
     )
-}
-
-fn roomcast() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-    command.env_clear();
-    command
 }

@@ -9,23 +9,14 @@
 mod process;
 
 use std::{
-    fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    path::PathBuf,
-    process::Command,
-    sync::{
-        atomic::{AtomicUsize, Ordering},
-        mpsc::{Receiver, Sender, channel},
-    },
+    sync::mpsc::{Receiver, Sender, channel},
     thread,
 };
 
-use process::{DEADLINE, Program, client::Client, field};
+use process::{DEADLINE, Program, Temporary, client::Client, http_with, roomcast};
 use serde_json::json;
-
-/// The SHA-256 of `abc` (FIPS 180-2, appendix B.1).
-const HASH_OF_ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
 /// The example of the recommendation Trace Context, section 3.2.
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -34,8 +25,8 @@ const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-
 fn a_trace_goes_from_the_client_to_the_application_and_from_the_application_to_the_api() {
     let (collector, spans) = serve("");
     let (backend, requests) = serve(r#"[{"op":"ack","args":["yes"]}]"#);
-    let (_program, line) = start(&collector, &backend);
-    let mut client = Client::connect(&field(&line, "address="));
+    let (_program, address, internal) = start(&collector, &backend);
+    let mut client = Client::connect(&address);
     assert_eq!(client.ask(&json!(["chat", "hi"])), json!(["yes"]));
 
     let (head, _) = requests.recv_timeout(DEADLINE).unwrap();
@@ -53,19 +44,13 @@ fn a_trace_goes_from_the_client_to_the_application_and_from_the_application_to_t
         wait_for(part, &mut exported, &spans);
     }
 
-    let mut stream = TcpStream::connect(field(&line, "internal=")).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let headers = format!(
+        "Authorization: Bearer abc\r\nContent-Type: application/json\r\n\
+         traceparent: {TRACEPARENT}\r\n"
+    );
     let body = r#"{"event":"news","all":true}"#;
-    let length = body.len();
-    write!(
-        stream,
-        "POST /api/emit HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer abc\r\n\
-         Content-Type: application/json\r\ntraceparent: {TRACEPARENT}\r\nContent-Length: {length}\r\n\r\n{body}"
-    )
-    .unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).unwrap();
-    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    let (status, _, body) = http_with(&internal, "POST /api/emit", &headers, body);
+    assert_eq!(status, 200, "{body}");
     wait_for(b"/api/emit", &mut exported, &spans);
     let [_, trace, span, _] = TRACEPARENT.split('-').collect::<Vec<_>>()[..] else {
         panic!("four parts");
@@ -81,44 +66,26 @@ fn a_collector_that_is_away_costs_spans_and_a_warning() {
     let away = TcpListener::bind("127.0.0.1:0").unwrap();
     let collector = away.local_addr().unwrap().to_string();
     drop(away);
-    let (mut program, line) = start(&collector, &backend);
-    let mut client = Client::connect(&field(&line, "address="));
+    let (mut program, address, _) = start(&collector, &backend);
+    let mut client = Client::connect(&address);
     assert_eq!(client.ask(&json!(["chat", "hi"])), json!(["yes"]));
     let line = program.line_with("traces are lost");
     assert!(line.contains("WARN"), "{line}");
     assert_eq!(client.ask(&json!(["chat", "hi"])), json!(["yes"]));
 }
 
-/// Starts the program, and returns its line about the ports.
-fn start(collector: &str, backend: &str) -> (Program, String) {
-    let file = tempfile();
-    let settings = format!(
+/// Starts the program. Returns its addresses, too.
+fn start(collector: &str, backend: &str) -> (Program, String, String) {
+    let hash = process::hash("abc");
+    let file = Temporary::new(&format!(
         "access = \"open\"\n[hooks.app]\nurl = \"http://{backend}/\"\non = [\"event\"]\n\
-         [[api.keys]]\nname = \"app\"\nhash = \"sha256:{HASH_OF_ABC}\"\nnamespaces = [\"/\"]\nverbs = [\"emit\"]\n"
-    );
-    fs::write(&file, settings).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-    // Batches are sent at once.
-    command.env_clear().env("OTEL_BSP_SCHEDULE_DELAY", "20");
-    command.args([
-        "serve",
-        "--listen=127.0.0.1:0",
-        "--internal-listen=127.0.0.1:0",
-    ]);
-    command.arg(format!("--config={}", file.display()));
+         [[api.keys]]\nname = \"app\"\nhash = \"{hash}\"\nnamespaces = [\"/\"]\nverbs = [\"emit\"]\n"
+    ));
+    let mut command = roomcast();
+    command.args(["serve", "--config", file.path(), "--otlp-sample=1"]);
     command.arg(format!("--otlp-endpoint=http://{collector}"));
-    command.arg("--otlp-sample=1");
-    let mut program = Program::start(&mut command);
-    let line = program.line_with("listening");
-    fs::remove_file(file).unwrap();
-    (program, line)
-}
-
-/// A name that no other test uses.
-fn tempfile() -> PathBuf {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    std::env::temp_dir().join(format!("roomcast-traces-{process}-{count}.toml"))
+    // Batches are sent at once.
+    process::serve(command.env("OTEL_BSP_SCHEDULE_DELAY", "20"))
 }
 
 /// Takes what is exported until it contains this.

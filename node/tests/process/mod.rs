@@ -9,7 +9,10 @@ use std::{
     io::{BufRead as _, BufReader, Read, Write as _},
     net::TcpStream,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
     thread,
     time::Duration,
 };
@@ -18,6 +21,69 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// Far more than anything takes on a busy machine; nothing succeeds by waiting for it.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Both ports are free ones; the log tells which.
+pub(crate) const ANY_PORT: [&str; 2] = ["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"];
+
+/// The program, without settings from the environment of the test.
+pub(crate) fn roomcast() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+    command.env_clear();
+    command
+}
+
+/// The same with a limit of open files.
+pub(crate) fn roomcast_within(descriptors: usize) -> Command {
+    let mut command = Command::new("sh");
+    let limited = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
+    command.args(["-c", &limited, env!("CARGO_BIN_EXE_roomcast")]);
+    command.env_clear();
+    command
+}
+
+/// Starts a server. Returns its address and that of its internal port, too.
+pub(crate) fn serve(command: &mut Command) -> (Program, String, String) {
+    let mut program = Program::start(command.args(ANY_PORT));
+    // A node also logs that it listens on Redis.
+    let line = program.line_with("listening address=");
+    (program, field(&line, "address="), field(&line, "internal="))
+}
+
+/// The hash of a key as the settings have it.
+pub(crate) fn hash(key: &str) -> String {
+    let hash = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
+    let digits = hash.as_ref().iter().map(|byte| format!("{byte:02x}"));
+    format!("sha256:{}", digits.collect::<String>())
+}
+
+/// A file that ends with the test.
+pub(crate) struct Temporary(String);
+
+impl Temporary {
+    pub(crate) fn new(text: &str) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("roomcast-{}-{count}.toml", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        Self(path.into_os_string().into_string().unwrap())
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn write(&self, text: &str) {
+        std::fs::write(&self.0, text).unwrap();
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // It is in a folder for files that nobody misses.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
 
 /// A running program. Dropping it kills it.
 pub(crate) struct Program {
@@ -112,16 +178,33 @@ pub(crate) fn field(line: &str, name: &str) -> String {
 
 /// One HTTP request on a connection of its own: the status and the body of the answer.
 pub(crate) fn http(address: &str, request: &str, body: &str) -> (u16, String) {
+    let (status, _, body) = http_with(address, request, "", body);
+    (status, body)
+}
+
+/// The same with further headers: the status, the head in lower case, and the body.
+pub(crate) fn http_with(
+    address: &str,
+    request: &str,
+    headers: &str,
+    body: &str,
+) -> (u16, String, String) {
+    let mut answer = String::new();
+    let mut stream = send(address, request, headers, body);
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head[9..12].parse().unwrap();
+    (status, head.to_lowercase(), body.to_owned())
+}
+
+/// Sends such a request.
+pub(crate) fn send(address: &str, request: &str, headers: &str, body: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let length = body.len();
-    write!(
-        stream,
-        "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head[9..12].parse().unwrap(), body.to_owned())
+    let head = format!(
+        "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n"
+    );
+    stream.write_all((head + body).as_bytes()).unwrap();
+    stream
 }
