@@ -39,7 +39,7 @@ async fn seen(mut stream: TcpStream, lines: &str) -> String {
     let request = format!("{request}{lines}\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut socket = WebSocket::upgraded(stream).await;
-    assert!(socket.text().await.starts_with("0{"));
+    socket.begin().await;
     socket.join("/").await;
     socket.ask(r#"["where"]"#).await
 }
@@ -106,17 +106,12 @@ async fn a_polling_client_has_the_address_of_its_first_request() {
 
 #[tokio::test]
 async fn a_route_of_the_application_takes_the_address_as_an_argument() {
-    let io = builder(&["127.0.0.1"]).build().await.unwrap();
-    let listener = support::server::listen().await;
-    let address = listener.local_addr().unwrap();
     let whoami = async |client: Option<ClientAddress>| client.unwrap().ip().to_string();
     let app = Router::new().route("/whoami", get(whoami));
-    let serving = tokio::spawn(io.serve(listener, app).into_future());
-    let mut stream = TcpStream::connect(address).await.unwrap();
+    let server = TestServer::start_app(builder(&["127.0.0.1"]), |_| app).await;
     let head = "GET /whoami HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n";
-    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut stream = http::send(server.address, head).await;
     assert_eq!(http::response(&mut stream).await.body, "203.0.113.9");
-    serving.abort();
 }
 
 #[tokio::test]

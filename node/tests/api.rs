@@ -8,14 +8,14 @@ mod support;
 
 use std::time::SystemTime;
 
-use roomcast::{HandlerError, Handshake, Limits, Refused, Server, Socket};
+use roomcast::{HandlerError, Handshake, Refused, Server, Socket};
 use serde::Deserialize;
 use support::{
     DEADLINE, Polling, TestServer, WebSocket, eventually, http,
     server::{Sockets, main_namespace},
     websocket, within,
 };
-use tokio::{io::AsyncWriteExt as _, net::TcpStream, task};
+use tokio::task;
 
 const DROPPED: &str = "roomcast_volatile_dropped_total";
 
@@ -27,13 +27,12 @@ struct Credentials {
 #[tokio::test]
 async fn a_handshake_has_what_came_with_the_request_and_with_the_connect() {
     let (server, mut sockets) = serve().await;
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
-    let address = stream.local_addr().unwrap();
     let target = "/socket.io/?EIO=4&transport=websocket&colour=blue%20%26%20green&empty=";
     let request = websocket::request(target).replace("Host:", "X-Test: Yes\r\nHost:");
-    stream.write_all(request.as_bytes()).await.unwrap();
+    let stream = http::send(server.address, request).await;
+    let address = stream.local_addr().unwrap();
     let mut client = WebSocket::upgraded(stream).await;
-    assert!(client.text().await.starts_with("0{"));
+    client.begin().await;
     client.send(r#"40{"token":"secret"}"#).await;
 
     let socket = sockets.next().await;
@@ -62,33 +61,31 @@ async fn a_request_that_the_application_refuses_opens_no_session() {
     }))
     .await;
     let polling = "/socket.io/?EIO=4&transport=polling&key=";
-    let refused = http::request(server.address, "GET", &format!("{polling}wrong"), "").await;
+    let refused = http::get(server.address, &format!("{polling}wrong")).await;
     assert_eq!(refused.status, 403);
     assert_eq!(refused.body, r#"{"code":4,"message":"the key is wrong"}"#);
-    let broken = http::request(server.address, "GET", &format!("{polling}broken"), "").await;
+    let broken = http::get(server.address, &format!("{polling}broken")).await;
     assert_eq!(broken.body, r#"{"code":4,"message":"internal error"}"#);
     assert_eq!(server.handler_errors(), 1);
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
-    let request = websocket::request(websocket::NEW);
-    stream.write_all(request.as_bytes()).await.unwrap();
-    assert_eq!(http::response(&mut stream).await.status, 403);
+    assert_eq!(
+        WebSocket::refused(server.address, websocket::NEW).await,
+        403
+    );
     let metric = r#"roomcast_http_refused_total{reason="forbidden"}"#;
     assert_eq!(server.metric(metric), 3);
     assert_eq!(server.io.connections(), 0);
 
-    let opened = http::request(server.address, "GET", &format!("{polling}right"), "").await;
+    let opened = http::get(server.address, &format!("{polling}right")).await;
     assert_eq!(opened.status, 200);
     let target = format!("{}&key=right", websocket::NEW);
-    let mut client = WebSocket::upgrade(server.address, &target).await;
-    assert!(client.text().await.starts_with("0{"));
+    let _client = WebSocket::open_at(server.address, &target).await;
     assert_eq!(server.io.connections(), 2);
 }
 
 #[tokio::test]
 async fn a_volatile_packet_reaches_a_client_that_can_be_written_to() {
     let (server, mut sockets) = serve().await;
-    let mut client = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = sockets.connect(&server).await;
     for n in 0..10 {
         socket.volatile().emit("own", n).unwrap();
         assert_eq!(client.text().await, format!(r#"42["own",{n}]"#));
@@ -100,15 +97,8 @@ async fn a_volatile_packet_reaches_a_client_that_can_be_written_to() {
 
 #[tokio::test]
 async fn a_volatile_packet_is_dropped_for_a_client_that_does_not_read() {
-    let (namespace, mut sockets) = Sockets::of(main_namespace());
-    let limits = Limits {
-        outbox_bytes: 64 << 20,
-        ..Limits::default()
-    };
-    let builder = Server::builder().namespace(namespace).limits(limits);
-    let server = TestServer::start(builder).await;
-    let mut client = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (server, mut sockets) = serve().await;
+    let (mut client, socket) = sockets.connect(&server).await;
     // More than the kernel takes for somebody who does not read.
     socket.emit("large", "x".repeat(32 << 20)).unwrap();
     let sent = send_volatile_until(&socket, || server.metric(DROPPED) >= 10).await;
@@ -161,8 +151,7 @@ async fn a_volatile_packet_reaches_a_client_that_polls() {
 #[tokio::test]
 async fn to_ask_for_compression_changes_nothing() {
     let (server, mut sockets) = serve().await;
-    let mut client = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = sockets.connect(&server).await;
     for compress in [true, false] {
         socket.compress(compress).emit("own", compress).unwrap();
         assert_eq!(client.text().await, format!(r#"42["own",{compress}]"#));
@@ -175,8 +164,7 @@ async fn to_ask_for_compression_changes_nothing() {
 #[tokio::test]
 async fn a_client_that_reads_gets_more_than_its_outbox_holds_if_it_is_emitted_at_once() {
     let (server, mut sockets) = serve().await;
-    let mut client = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = sockets.connect(&server).await;
     let large = "x".repeat(2 << 20);
     socket.emit("large", &large).unwrap();
     socket.volatile().emit("small", 1).unwrap();
@@ -191,8 +179,7 @@ async fn a_client_that_reads_gets_more_than_its_outbox_holds_if_it_is_emitted_at
 #[tokio::test]
 async fn events_to_one_client_and_broadcasts_are_counted_apart() {
     let (server, mut sockets) = serve().await;
-    let mut client = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = sockets.connect(&server).await;
     socket.emit("x", 1).unwrap();
     assert_eq!(client.text().await, r#"42["x",1]"#);
     let asking = async { socket.emit_with_ack::<u32>("ask", ()).await.unwrap() };
@@ -212,13 +199,7 @@ async fn events_to_one_client_and_broadcasts_are_counted_apart() {
 #[tokio::test]
 async fn bytes_that_wait_for_a_client_that_does_not_read_are_shown_until_it_reads_or_goes() {
     const WAITING: &str = "roomcast_outbox_bytes";
-    let (namespace, mut sockets) = Sockets::of(main_namespace());
-    let limits = Limits {
-        outbox_bytes: 64 << 20,
-        ..Limits::default()
-    };
-    let builder = Server::builder().namespace(namespace).limits(limits);
-    let server = TestServer::start(builder).await;
+    let (server, mut sockets) = serve().await;
     let large = "x".repeat(32 << 20);
     for reads in [true, false] {
         let mut client = WebSocket::connect(server.address).await;
@@ -236,9 +217,7 @@ async fn bytes_that_wait_for_a_client_that_does_not_read_are_shown_until_it_read
 }
 
 async fn serve() -> (TestServer, Sockets) {
-    let (namespace, sockets) = Sockets::of(main_namespace());
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
-    (server, sockets)
+    TestServer::with_sockets(main_namespace()).await
 }
 
 /// Sends numbers as volatile events until it is enough; answers how many.

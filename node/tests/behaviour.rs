@@ -28,7 +28,7 @@ use roomcast::{
     Socket,
 };
 use support::{
-    DEADLINE, Gate, Polling, TestServer, WebSocket, eventually, http,
+    DEADLINE, Gate, Polling, TestServer, WebSocket, eventually, http, polling,
     server::{Sockets, echoing, listen, main_namespace, metric},
     websocket::{self, Message},
     within,
@@ -71,9 +71,7 @@ async fn a_panic_in_a_handler_disconnects_its_socket_only() {
 #[tokio::test]
 async fn a_panic_on_connect_disconnects_the_socket_only() {
     let namespace = echoing("/fails").on_connect(async |_: Socket| fail());
-    let server = two_namespaces(namespace).await;
-    let mut client = WebSocket::open(server.address).await;
-    client.join("/other").await;
+    let (server, mut client) = in_other(namespace).await;
     client.join("/fails").await;
     assert_eq!(client.text().await, "41/fails,");
     assert_eq!(server.metric(PANICS), 1);
@@ -89,13 +87,8 @@ async fn a_panic_while_authorizing_refuses_the_connect_only() {
         tokio::task::yield_now().await;
         panic!()
     });
-    let server = TestServer::start(
-        Server::builder()
-            .namespace(at_once)
-            .namespace(later)
-            .namespace(echoing("/other")),
-    )
-    .await;
+    let builder = Server::builder().namespace(at_once).namespace(later);
+    let server = TestServer::start(builder.namespace(echoing("/other"))).await;
     let mut client = WebSocket::open(server.address).await;
     for namespace in ["/at-once", "/later"] {
         client.send(&format!("40{namespace},")).await;
@@ -115,23 +108,16 @@ async fn a_second_connect_takes_the_place_of_one_that_is_being_decided() {
     let (waits, counts) = (gate.clone(), Arc::clone(&decisions));
     let namespace = Namespace::new("/slow")
         .authorize(move |handshake: Handshake| {
-            let gate = waits.clone();
             counts.fetch_add(1, Ordering::SeqCst);
-            async move {
-                gate.pass().await;
-                Ok::<_, Refused>(
-                    handshake
-                        .auth::<BTreeMap<String, String>>()
-                        .unwrap_or_default(),
-                )
-            }
+            let auth = handshake.auth::<BTreeMap<String, String>>();
+            waits
+                .pass()
+                .map(|()| Ok::<_, Refused>(auth.unwrap_or_default()))
         })
         .on("who", async |socket: Socket| {
             socket.data::<BTreeMap<String, String>>().unwrap()["who"].clone()
         });
-    let server = two_namespaces(namespace).await;
-    let mut client = WebSocket::open(server.address).await;
-    client.join("/other").await;
+    let (server, mut client) = in_other(namespace).await;
     client.send(r#"40/slow,{"who":"first"}"#).await;
     client.send(r#"40/slow,{"who":"second"}"#).await;
     eventually("both are being decided", || {
@@ -154,9 +140,7 @@ async fn a_second_connect_takes_the_place_of_the_socket() {
             ended.send((socket.id().to_string(), reason)).unwrap();
             async {}
         });
-    let server = two_namespaces(namespace).await;
-    let mut client = WebSocket::open(server.address).await;
-    client.join("/other").await;
+    let (server, mut client) = in_other(namespace).await;
     let first = client.join("/fast").await;
     let second = client.join("/fast").await;
     assert_ne!(first, second);
@@ -171,16 +155,9 @@ async fn a_second_connect_takes_the_place_of_the_socket() {
 async fn a_disconnect_ends_the_decision_about_a_connect() {
     let gate = Gate::new();
     let waits = gate.clone();
-    let namespace = Namespace::new("/slow").authorize(move |_: Handshake| {
-        let gate = waits.clone();
-        async move {
-            gate.pass().await;
-            Ok::<_, Refused>(())
-        }
-    });
-    let server = two_namespaces(namespace).await;
-    let mut client = WebSocket::open(server.address).await;
-    client.join("/other").await;
+    let namespace =
+        Namespace::new("/slow").authorize(move |_: Handshake| waits.pass().map(Ok::<_, Refused>));
+    let (server, mut client) = in_other(namespace).await;
     client.send("40/slow,").await;
     client.send("41/slow,").await;
     assert_served_in_other(&mut client).await;
@@ -193,9 +170,7 @@ async fn a_disconnect_ends_the_decision_about_a_connect() {
 #[tokio::test]
 async fn a_panic_on_disconnect_leaves_nothing_behind() {
     let namespace = main_namespace().on_disconnect(async |_: Socket, _: DisconnectReason| fail());
-    let server = two_namespaces(namespace).await;
-    let mut client = WebSocket::connect(server.address).await;
-    client.join("/other").await;
+    let (server, mut client) = in_both(namespace).await;
     client.send("41").await;
     assert_served_in_other(&mut client).await;
     assert_eq!(server.metric(PANICS), 1);
@@ -213,9 +188,7 @@ async fn a_panic_in_the_catch_all_handler_keeps_the_event_from_its_own() {
                 sender.send(()).unwrap();
                 async {}
             });
-    let server = two_namespaces(namespace).await;
-    let mut client = WebSocket::connect(server.address).await;
-    client.join("/other").await;
+    let (_server, mut client) = in_both(namespace).await;
     client.send(r#"42["event"]"#).await;
     assert_eq!(client.text().await, "41");
     assert_served_in_other(&mut client).await;
@@ -225,9 +198,7 @@ async fn a_panic_in_the_catch_all_handler_keeps_the_event_from_its_own() {
 #[tokio::test]
 async fn another_task_disconnects_a_socket_from_its_namespace() {
     let (namespace, mut sockets) = Sockets::of(main_namespace());
-    let server = two_namespaces(namespace).await;
-    let mut client = WebSocket::connect(server.address).await;
-    client.join("/other").await;
+    let (_server, mut client) = in_both(namespace).await;
     let socket = sockets.next().await;
     socket.disconnect(false);
     socket.disconnect(true);
@@ -244,9 +215,7 @@ async fn another_task_disconnects_a_socket_from_its_namespace() {
 #[tokio::test]
 async fn another_task_disconnects_the_whole_client() {
     let (namespace, mut sockets) = Sockets::of(main_namespace());
-    let server = two_namespaces(namespace).await;
-    let mut client = WebSocket::connect(server.address).await;
-    client.join("/other").await;
+    let (server, mut client) = in_both(namespace).await;
     let socket = sockets.next().await;
     tokio::spawn(async move { socket.disconnect(true) });
     assert_eq!(client.text().await, "41");
@@ -272,9 +241,7 @@ async fn a_polling_client_hears_that_it_was_disconnected() {
 #[tokio::test]
 async fn packets_after_a_disconnect_by_the_server_are_ignored() {
     let namespace = main_namespace().on("leave", async |socket: Socket| socket.disconnect(false));
-    let server = two_namespaces(namespace).await;
-    let mut client = WebSocket::connect(server.address).await;
-    client.join("/other").await;
+    let (_server, mut client) = in_both(namespace).await;
     let mut sent = Vec::new();
     for packet in [r#"42["leave"]"#, r#"420["echo","late"]"#, "430[]", "41"] {
         sent.extend(websocket::frame(true, 1, packet.as_bytes()));
@@ -294,7 +261,7 @@ async fn a_disconnect_is_told_once_with_its_reason_and_the_rooms() {
     use DisconnectReason as Reason;
     let (namespace, mut sockets, mut ends) = recording();
     let namespace = namespace.on("panic", async |_: Socket| fail());
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let server = TestServer::of(namespace).await;
     let ways: [(&str, Reason); 9] = [
         ("close frame", Reason::Connection(Close::TransportClose)),
         ("end of stream", Reason::Connection(Close::TransportClose)),
@@ -343,10 +310,9 @@ async fn a_disconnect_is_told_once_with_its_reason_and_the_rooms() {
 async fn a_disconnect_of_a_polling_client_is_told_once() {
     use CloseReason as Close;
     let (namespace, mut sockets, mut ends) = recording();
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let server = TestServer::of(namespace).await;
 
-    let client = Polling::connect(server.address).await;
-    let socket = join_next(&mut sockets).await;
+    let (client, socket) = polling_in_room(&server, &mut sockets).await;
     client.say("1").await;
     let reason = DisconnectReason::Connection(Close::TransportClose);
     assert_end(&mut ends, &socket, reason, "close packet").await;
@@ -354,18 +320,14 @@ async fn a_disconnect_of_a_polling_client_is_told_once() {
     server.assert_empty().await;
 
     // A poll that the client gives up is how a closed page looks.
-    let client = Polling::connect(server.address).await;
-    let socket = join_next(&mut sockets).await;
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let (client, socket) = polling_in_room(&server, &mut sockets).await;
     let poll = format!("GET {} HTTP/1.1\r\nHost: test\r\n\r\n", client.target());
-    stream.write_all(poll.as_bytes()).await.unwrap();
-    drop(stream);
+    drop(http::send(server.address, poll).await);
     let reason = DisconnectReason::Connection(Close::TransportError);
     assert_end(&mut ends, &socket, reason, "poll given up").await;
     server.assert_empty().await;
 
-    let client = Polling::connect(server.address).await;
-    let socket = join_next(&mut sockets).await;
+    let (client, socket) = polling_in_room(&server, &mut sockets).await;
     let (first, second) = tokio::join!(client.get(), client.get());
     let mut answers = [(first.status, first.body), (second.status, second.body)];
     answers.sort_unstable();
@@ -396,11 +358,10 @@ async fn a_disconnect_by_ping_timeout_is_told_once() {
 #[tokio::test]
 async fn a_disconnect_by_shutdown_is_told_once() {
     let (namespace, mut sockets, mut ends) = recording();
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let server = TestServer::of(namespace).await;
     let mut client = WebSocket::connect(server.address).await;
     let socket = join_next(&mut sockets).await;
-    let io = server.io.clone();
-    let closed = tokio::spawn(async move { io.close().await });
+    let closed = server.close();
     assert_eq!(client.closed().await, None);
     let reason = DisconnectReason::Connection(CloseReason::ServerShutdown);
     assert_end(&mut ends, &socket, reason, "shutdown").await;
@@ -418,10 +379,8 @@ async fn what_is_counted_by_namespace_goes_with_it() {
     let server = two_namespaces(orgs).await;
     let series = |name: &str| -> u64 {
         let metrics = server.io.metrics();
-        metrics
-            .lines()
-            .filter(|line| line.starts_with(name))
-            .count() as u64
+        let lines = metrics.lines().filter(|line| line.starts_with(name));
+        lines.count() as u64
     };
     let (sockets, rooms) = (series("roomcast_sockets{"), series("roomcast_rooms{"));
     let rooms_in =
@@ -518,8 +477,7 @@ async fn a_dynamic_namespace_goes_with_its_last_client() {
 
 #[tokio::test]
 async fn a_broadcast_collects_answers_and_says_who_is_missing() {
-    let (namespace, mut sockets) = Sockets::of(main_namespace());
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let (server, mut sockets) = TestServer::with_sockets(main_namespace()).await;
     let mut clients = Vec::new();
     let mut ids = Vec::new();
     for _ in 0..4 {
@@ -548,12 +506,10 @@ async fn a_broadcast_collects_answers_and_says_who_is_missing() {
 
 #[tokio::test]
 async fn a_broadcast_does_not_wait_for_who_has_gone() {
-    let (namespace, mut sockets) = Sockets::of(main_namespace());
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let (server, mut sockets) = TestServer::with_sockets(main_namespace()).await;
     let mut stays = WebSocket::connect(server.address).await;
     sockets.next().await;
-    let mut goes = WebSocket::connect(server.address).await;
-    let gone = sockets.next().await;
+    let (mut goes, gone) = sockets.connect(&server).await;
     let asked = server.io.of("/").timeout(10 * DEADLINE);
     let vote = tokio::spawn(asked.emit_with_ack::<u32>("vote", ()));
     assert_eq!(stays.text().await, r#"420["vote"]"#);
@@ -574,10 +530,8 @@ async fn a_broadcast_does_not_wait_for_who_has_gone() {
 
 #[tokio::test]
 async fn nobody_answers_for_another() {
-    let (namespace, mut sockets) = Sockets::of(main_namespace());
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
-    let mut asked = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (server, mut sockets) = TestServer::with_sockets(main_namespace()).await;
+    let (mut asked, socket) = sockets.connect(&server).await;
     let mut other = WebSocket::connect(server.address).await;
     let answer = tokio::spawn(async move { socket.emit_with_ack::<String>("who", ()).await });
     assert_eq!(asked.text().await, r#"420["who"]"#);
@@ -590,10 +544,8 @@ async fn nobody_answers_for_another() {
 
 #[tokio::test]
 async fn a_question_ends_by_timeout_and_by_disconnect() {
-    let (namespace, mut sockets) = Sockets::of(main_namespace());
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
-    let client = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (server, mut sockets) = TestServer::with_sockets(main_namespace()).await;
+    let (client, socket) = sockets.connect(&server).await;
     let short = socket.timeout(Duration::from_millis(20));
     let outcome = within("the timeout", short.emit_with_ack::<u32>("question", ())).await;
     assert!(matches!(outcome, Err(AckError::TimedOut(_))), "{outcome:?}");
@@ -618,8 +570,7 @@ async fn a_question_that_is_dropped_is_not_owed() {
     };
     let builder = Server::builder().namespace(namespace).limits(limits);
     let server = TestServer::start(builder).await;
-    let mut client = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = sockets.connect(&server).await;
 
     let mut unanswered = Box::pin(socket.emit_with_ack::<u32>("question", ()));
     assert!((&mut unanswered).now_or_never().is_none());
@@ -680,7 +631,7 @@ async fn a_client_of_revision_3_is_served_by_websocket() {
 #[tokio::test]
 async fn a_typed_handler_gets_u_fffd_for_half_of_an_emoji() {
     let namespace = echoing("/").on("raw", async |_: Socket, args: roomcast::Args| args);
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let server = TestServer::of(namespace).await;
     let mut client = WebSocket::connect(server.address).await;
     assert_eq!(client.ask(r#"["echo","a\ud83d"]"#).await, "[\"a\u{fffd}\"]");
     assert_eq!(client.ask(r#"["raw","a\ud83d"]"#).await, r#"["a\ud83d"]"#);
@@ -696,8 +647,7 @@ async fn a_websocket_with_b64_carries_binary_as_base64_in_both_revisions() {
         let builder = Server::builder().namespace(namespace).allow_eio3(true);
         let server = TestServer::start(builder).await;
         let target = format!("/socket.io/?EIO={revision}&transport=websocket&b64=1");
-        let mut client = WebSocket::upgrade(server.address, &target).await;
-        assert!(client.text().await.starts_with("0{"));
+        let mut client = WebSocket::open_at(server.address, &target).await;
         if revision == 4 {
             client.send("40").await;
         }
@@ -717,8 +667,7 @@ async fn a_websocket_with_b64_carries_binary_as_base64_in_both_revisions() {
 #[tokio::test]
 async fn a_session_takes_base64_from_its_upgrade_on_if_the_websocket_asks_for_it() {
     for (of_polling, of_websocket) in [("", "&b64=1"), ("&b64=1", "")] {
-        let (namespace, mut sockets) = Sockets::of(Namespace::new("/"));
-        let server = TestServer::start(Server::builder().namespace(namespace)).await;
+        let (server, mut sockets) = TestServer::with_sockets(Namespace::new("/")).await;
         let target = format!("/socket.io/?EIO=4&transport=polling{of_polling}");
         let mut polling = Polling::open_at(server.address, &target).await;
         polling.say("40").await;
@@ -745,25 +694,20 @@ async fn a_session_takes_base64_from_its_upgrade_on_if_the_websocket_asks_for_it
 async fn a_client_of_revision_3_is_served_by_polling() {
     let (server, _) = revision_3().await;
     let target = "/socket.io/?EIO=3&transport=polling";
-    let open = http::request(server.address, "GET", target, "").await.body;
+    let open = http::get(server.address, target).await.body;
     let (_, rest) = open.split_once(r#"{"sid":""#).unwrap();
     let target = format!("{target}&sid={}", rest.split('"').next().unwrap());
     if !open.ends_with("2:40") {
-        let connected = http::request(server.address, "GET", &target, "").await;
+        let connected = http::get(server.address, &target).await;
         assert_eq!(connected.body, "2:40");
     }
     // Lengths are counted in UTF-16 code units.
-    let posted = http::request(
-        server.address,
-        "POST",
-        &target,
-        r#"17:420["echo","ü😀"]1:2"#,
-    )
-    .await;
+    let packets = r#"17:420["echo","ü😀"]1:2"#;
+    let posted = http::request(server.address, "POST", &target, packets).await;
     assert_eq!((posted.status, &*posted.body), (200, "ok"));
     let mut answer = String::new();
     while answer.len() < 19 {
-        let response = http::request(server.address, "GET", &target, "").await;
+        let response = http::get(server.address, &target).await;
         assert_eq!(response.status, 200);
         answer += &response.body;
     }
@@ -782,7 +726,7 @@ async fn data_may_come_right_behind_the_handshake() {
     let rest = sent.split_off(sent.len() - 3);
     stream.write_all(&sent).await.unwrap();
     let mut client = WebSocket::upgraded(stream).await;
-    assert!(client.text().await.starts_with("0{"));
+    client.begin().await;
     assert!(client.text().await.starts_with("40{"));
     client.stream.write_all(&rest).await.unwrap();
     assert_eq!(client.text().await, r#"430["early"]"#);
@@ -793,9 +737,7 @@ async fn data_may_come_right_behind_the_handshake() {
 async fn requests_and_frames_may_come_byte_by_byte() {
     let io = Server::builder().namespace(main_namespace());
     let io = io.build().await.unwrap();
-    let mut client = WebSocket::over(serve_pipe(&io, 1), websocket::NEW).await;
-    assert!(client.text().await.starts_with("0{"));
-    client.join("/").await;
+    let mut client = WebSocket::connect_over(serve_pipe(&io, 1)).await;
     client.assert_served().await;
     let long = "x".repeat(300);
     let answer = client.ask(&format!(r#"["echo","{long}"]"#)).await;
@@ -813,31 +755,18 @@ async fn requests_and_frames_may_come_byte_by_byte() {
 
 #[tokio::test]
 async fn a_stream_that_is_not_tcp_carries_more_than_it_holds() {
-    let limits = Limits {
-        outbox_bytes: 64 << 20,
-        ..Limits::default()
-    };
     let (namespace, mut sockets) = Sockets::of(main_namespace());
-    let io = Server::builder().namespace(namespace).limits(limits);
+    let io = Server::builder().namespace(namespace);
     let io = io.build().await.unwrap();
-    let mut client = WebSocket::over(serve_pipe(&io, 4096), websocket::NEW).await;
-    client.text().await;
-    client.join("/").await;
+    let mut client = WebSocket::connect_over(serve_pipe(&io, 4096)).await;
     let socket = sockets.next().await;
     assert_carries_more_than_it_holds(&io, &socket, &mut client).await;
 }
 
 #[tokio::test]
 async fn a_tcp_stream_carries_more_than_it_holds() {
-    let limits = Limits {
-        outbox_bytes: 64 << 20,
-        ..Limits::default()
-    };
-    let (namespace, mut sockets) = Sockets::of(main_namespace());
-    let builder = Server::builder().namespace(namespace).limits(limits);
-    let server = TestServer::start(builder).await;
-    let mut client = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (server, mut sockets) = TestServer::with_sockets(main_namespace()).await;
+    let (mut client, socket) = sockets.connect(&server).await;
     assert_carries_more_than_it_holds(&server.io, &socket, &mut client).await;
 }
 
@@ -858,15 +787,12 @@ async fn the_router_works_within_an_application() {
     let listener = listen().await;
     let address = listener.local_addr().unwrap();
     let serving = tokio::spawn(axum::serve(listener, app).into_future());
-    let home = http::request(address, "GET", "/", "").await;
+    let home = http::get(address, "/").await;
     assert_eq!(
         (&*home.body, home.header("x-layer")),
         ("hello", Some("passed"))
     );
-    assert_eq!(
-        http::request(address, "GET", "/other", "").await.status,
-        404
-    );
+    assert_eq!(http::get(address, "/other").await.status, 404);
     assert_serves_all_transports(&io, address).await;
     serving.abort();
 }
@@ -921,7 +847,7 @@ async fn a_graceful_shutdown_closes_transports_and_no_namespaces() {
 
 #[tokio::test]
 async fn a_drain_closes_transports_and_no_namespaces_and_refuses_newcomers() {
-    let server = TestServer::start(Server::builder().namespace(main_namespace())).await;
+    let server = TestServer::of(main_namespace()).await;
     let mut websocket = WebSocket::connect(server.address).await;
     let polling = Polling::connect(server.address).await;
     let grace = Duration::ZERO;
@@ -933,8 +859,7 @@ async fn a_drain_closes_transports_and_no_namespaces_and_refuses_newcomers() {
     assert_eq!(server.metric("roomcast_drained_connections_total"), 2);
     assert_eq!(server.metric("roomcast_draining_connections"), 0);
     // The listener goes on as long as the server is not closed.
-    let opening = "/socket.io/?EIO=4&transport=polling";
-    let refused = http::request(server.address, "GET", opening, "").await;
+    let refused = http::get(server.address, polling::NEW).await;
     assert_eq!(refused.status, 503);
     assert_eq!(refused.header("retry-after"), Some("1"));
     within("the server closes", server.io.close()).await;
@@ -942,7 +867,7 @@ async fn a_drain_closes_transports_and_no_namespaces_and_refuses_newcomers() {
 
 #[tokio::test]
 async fn a_draining_server_accepts_clients_while_balancers_have_not_noticed() {
-    let server = TestServer::start(Server::builder().namespace(main_namespace())).await;
+    let server = TestServer::of(main_namespace()).await;
     let mut early = WebSocket::connect(server.address).await;
     assert!(server.io.is_ready());
     let io = server.io.clone();
@@ -978,20 +903,18 @@ async fn a_closing_server_waits_for_handlers_and_refuses_newcomers() {
     within("the handler begins", has_begun.recv())
         .await
         .unwrap();
-    let io = server.io.clone();
-    let mut closed = Box::pin(tokio::spawn(async move { io.close().await }));
+    let mut closed = Box::pin(server.close());
     assert_eq!(client.closed().await, None);
     drop(client);
 
     assert!(!server.io.is_ready());
-    let target = "/socket.io/?EIO=4&transport=polling";
-    let refused = http::request(server.address, "GET", target, "").await;
+    let refused = http::get(server.address, polling::NEW).await;
     assert_eq!(refused.status, 503);
     assert_eq!(refused.header("retry-after"), Some("1"));
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
-    let request = websocket::request(websocket::NEW);
-    stream.write_all(request.as_bytes()).await.unwrap();
-    assert_eq!(http::response(&mut stream).await.status, 503);
+    assert_eq!(
+        WebSocket::refused(server.address, websocket::NEW).await,
+        503
+    );
     assert!((&mut closed).now_or_never().is_none());
     gate.open();
     within("the server is closed", closed).await.unwrap();
@@ -1002,16 +925,10 @@ async fn a_handshake_that_is_being_decided_does_not_outlive_the_server() {
     let gate = Gate::new();
     let waits = gate.clone();
     let builder = Server::builder().namespace(main_namespace());
-    let server = TestServer::start(builder.allow_request(move || {
-        let gate = waits.clone();
-        async move { gate.pass().await }
-    }))
-    .await;
-    let target = "/socket.io/?EIO=4&transport=polling";
-    let handshake = tokio::spawn(http::request(server.address, "GET", target, ""));
+    let server = TestServer::start(builder.allow_request(move || waits.pass())).await;
+    let handshake = tokio::spawn(http::get(server.address, polling::NEW));
     eventually("it is being decided", || server.io.connections() == 1).await;
-    let io = server.io.clone();
-    let closed = tokio::spawn(async move { io.close().await });
+    let closed = server.close();
     eventually("the server closes", || !server.io.is_ready()).await;
     gate.open();
     assert_eq!(handshake.await.unwrap().status, 503);
@@ -1075,14 +992,14 @@ async fn pings_are_sent_while_broadcasts_never_pause() {
 
 #[tokio::test]
 async fn two_servers_share_nothing() {
-    let first = TestServer::start(Server::builder().namespace(main_namespace())).await;
-    let second = TestServer::start(Server::builder().namespace(main_namespace())).await;
+    let first = TestServer::of(main_namespace()).await;
+    let second = TestServer::of(main_namespace()).await;
     let mut client = WebSocket::connect(first.address).await;
     let polling = Polling::connect(first.address).await;
     assert_eq!(second.io.emit("news", 1).await.unwrap().local_sockets, 0);
     assert_eq!(first.io.emit("news", 2).await.unwrap().local_sockets, 2);
     assert_eq!(client.text().await, r#"42["news",2]"#);
-    let stranger = http::request(second.address, "GET", &polling.target(), "").await;
+    let stranger = http::get(second.address, &polling.target()).await;
     assert_eq!(stranger.status, 400);
     assert_eq!((first.io.connections(), second.io.connections()), (2, 0));
     let broadcasts = "roomcast_deliveries_total";
@@ -1146,6 +1063,11 @@ async fn join_next(sockets: &mut Sockets) -> Socket {
     socket
 }
 
+async fn polling_in_room(server: &TestServer, sockets: &mut Sockets) -> (Polling, Socket) {
+    let client = Polling::connect(server.address).await;
+    (client, join_next(sockets).await)
+}
+
 async fn assert_end(ends: &mut Ends, socket: &Socket, reason: DisconnectReason, way: &str) {
     let (ended, rooms, told) = within(way, ends.recv()).await.unwrap();
     assert_eq!(ended, *socket, "{way}");
@@ -1156,6 +1078,22 @@ async fn assert_end(ends: &mut Ends, socket: &Socket, reason: DisconnectReason, 
 async fn two_namespaces(namespace: Namespace) -> TestServer {
     let builder = Server::builder().namespace(namespace);
     TestServer::start(builder.namespace(echoing("/other"))).await
+}
+
+/// A client that is connected to the namespace `/other` only, and its server.
+async fn in_other(namespace: Namespace) -> (TestServer, WebSocket) {
+    let server = two_namespaces(namespace).await;
+    let mut client = WebSocket::open(server.address).await;
+    client.join("/other").await;
+    (server, client)
+}
+
+/// The same in the main namespace, too.
+async fn in_both(namespace: Namespace) -> (TestServer, WebSocket) {
+    let server = two_namespaces(namespace).await;
+    let mut client = WebSocket::connect(server.address).await;
+    client.join("/other").await;
+    (server, client)
 }
 
 async fn revision_3() -> (TestServer, Sockets) {

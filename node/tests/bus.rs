@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use roomcast::{
     Args, BroadcastOperator, BuildError, Builder, BusError, EmitError, Gap, Health, NodeId, Server,
     Socket, SocketId,
-    bus::{Answer, Answered, Broadcast, Message, Progress, Question, Target, Tracking},
+    bus::{Answer, Answered, Broadcast, BusFuture, Message, Progress, Question, Target, Tracking},
 };
 use support::{
     Gate, TestServer, WebSocket,
@@ -53,6 +53,22 @@ impl Node {
     async fn client(&mut self) -> (WebSocket, Socket) {
         let client = WebSocket::connect(self.server.address).await;
         (client, self.sockets.next().await)
+    }
+
+    /// Asks all clients, as another node does that follows the progress.
+    fn votes(
+        &self,
+        timeout: Duration,
+        progress: &Arc<impl Progress + 'static>,
+    ) -> BusFuture<Answer> {
+        let question = Question::Acks {
+            target: to(&[]),
+            event: "vote?".into(),
+            args: Args::default(),
+            timeout,
+        };
+        let progress = Arc::clone(progress);
+        self.bus.listener("/").answer(question, Some(progress))
     }
 
     async fn answer(&self, question: Question) -> Answer {
@@ -202,14 +218,7 @@ async fn who_asks_for_acknowledgements_hears_at_once_how_many_come_and_then_each
     let (mut client_b, b) = node.client().await;
     let (client_c, c) = node.client().await;
     let said = Arc::<Said>::default();
-    let question = Question::Acks {
-        target: to(&[]),
-        event: "vote?".into(),
-        args: Args::default(),
-        timeout: support::DEADLINE,
-    };
-    let progress: Arc<dyn Progress> = Arc::<Said>::clone(&said);
-    let answering = tokio::spawn(node.bus.listener("/").answer(question, Some(progress)));
+    let answering = tokio::spawn(node.votes(support::DEADLINE, &said));
     let heard = |expected: &[String]| *said.0.lock() == expected;
     let mut expected = vec![String::from("asked 3")];
     eventually("it is said how many were asked", || heard(&expected)).await;
@@ -249,17 +258,7 @@ async fn answers_that_come_while_others_are_still_asked_are_told_once_and_after_
     }
     for _ in 0..20 {
         let said = Arc::<Said>::default();
-        let question = Question::Acks {
-            target: to(&[]),
-            event: "vote?".into(),
-            args: Args::default(),
-            timeout: support::DEADLINE,
-        };
-        let progress: Arc<dyn Progress> = Arc::<Said>::clone(&said);
-        node.bus
-            .listener("/")
-            .answer(question, Some(progress))
-            .await;
+        node.votes(support::DEADLINE, &said).await;
         let mut said = std::mem::take(&mut *said.0.lock());
         assert_eq!(said.remove(0), format!("asked {CLIENTS}"));
         said.sort();
@@ -303,14 +302,7 @@ async fn told_before_the_whole_answer(timeout: Duration, both_answer: bool) -> u
         said: Said::default(),
         release: Mutex::new(Some(release)),
     });
-    let question = Question::Acks {
-        target: to(&[]),
-        event: "vote?".into(),
-        args: Args::default(),
-        timeout,
-    };
-    let reports: Arc<dyn Progress> = Arc::<SlowAtFirst>::clone(&progress);
-    let answering = tokio::spawn(node.bus.listener("/").answer(question, Some(reports)));
+    let answering = tokio::spawn(node.votes(timeout, &progress));
     let told = || progress.said.0.lock().len();
     let id = client_a.asked(r#"["vote?"]"#).await;
     client_b.text().await;
@@ -422,9 +414,8 @@ async fn gaps_are_told_one_after_the_other_and_those_in_between_become_one() {
     let inside = gate.clone();
     let node = Node::configured(FakeBus::new(), |builder| {
         builder.on_gap(move |gap| {
-            let gate = inside.clone();
             sender.send(gap).unwrap();
-            async move { gate.pass().await }
+            inside.pass()
         })
     })
     .await;

@@ -8,7 +8,6 @@ use std::{fs, net::SocketAddr, path::PathBuf};
 
 use roomcast::{ClientFiles, Server};
 use support::{TestServer, http, server::main_namespace};
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 const BUNDLE: &str = "self.io = () => 'a bundle';\n";
 
@@ -35,11 +34,10 @@ impl Drop for Folder {
 }
 
 async fn get(address: SocketAddr, method: &str, name: &str, headers: &str) -> http::Response {
-    let mut stream = TcpStream::connect(address).await.unwrap();
     let head = format!(
         "{method} /socket.io/{name} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}\r\n"
     );
-    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut stream = http::send(address, head).await;
     http::response(&mut stream).await
 }
 
@@ -96,7 +94,7 @@ async fn bundles_and_source_maps_are_served_once_per_version() {
 
 #[tokio::test]
 async fn without_a_folder_the_response_tells_the_remedy() {
-    let server = TestServer::start(Server::builder().namespace(main_namespace())).await;
+    let server = TestServer::of(main_namespace()).await;
     let answer = get(server.address, "GET", "socket.io.js", "").await;
     assert_eq!(answer.status, 404);
     assert!(answer.body.contains("--client-files"), "{}", answer.body);

@@ -3,7 +3,6 @@
 mod support;
 
 use std::{
-    future::IntoFuture as _,
     io,
     sync::{
         Arc,
@@ -19,7 +18,6 @@ use roomcast::{
 };
 use support::{Polling, TestServer, WebSocket, eventually, server::Sockets, within};
 use tokio::{
-    net::TcpListener,
     sync::{Notify, mpsc},
     task::yield_now,
 };
@@ -40,6 +38,16 @@ async fn answers(namespace: Namespace, packets: &[&str]) -> (TestServer, Vec<Str
         answers.push(client.text().await);
     }
     (server, answers)
+}
+
+/// Asserts the answers to these packets, and returns the server.
+async fn assert_answers<const N: usize>(
+    namespace: Namespace,
+    packets: [(&str, &str); N],
+) -> TestServer {
+    let (server, answers) = answers(namespace, &packets.map(|(packet, _)| packet)).await;
+    assert_eq!(answers, packets.map(|(_, answer)| answer));
+    server
 }
 
 #[tokio::test]
@@ -83,8 +91,7 @@ async fn a_handler_takes_its_arguments_in_any_order_or_leaves_them_out() {
         (r#"428["ack",5]"#, "438[5,5]"),
         (r#"429["event"]"#, r#"439["event"]"#),
     ];
-    let (_server, answers) = answers(namespace, &packets.map(|(packet, _)| packet)).await;
-    assert_eq!(answers, packets.map(|(_, answer)| answer));
+    assert_answers(namespace, packets).await;
 }
 
 #[tokio::test]
@@ -110,34 +117,20 @@ async fn a_client_sees_of_an_error_what_is_refused_and_nothing_else() {
         .on("emit", async |socket: Socket| {
             socket.namespace().emit("news", 1).await
         });
-    let neutral = |id: u8| format!(r#"43{id}[{{"error":"internal error"}}]"#);
-    let (server, answers) = answers(
-        namespace,
-        &[
-            r#"421["io"]"#,
-            r#"422["text"]"#,
-            r#"423["later"]"#,
-            r#"424["refused"]"#,
-            r#"425["data"]"#,
-            r#"426["shown"]"#,
+    let packets = [
+        (r#"421["io"]"#, r#"431[{"error":"internal error"}]"#),
+        (r#"422["text"]"#, r#"432[{"error":"internal error"}]"#),
+        (r#"423["later"]"#, r#"433[{"error":"internal error"}]"#),
+        (r#"424["refused"]"#, r#"434[{"error":"no"}]"#),
+        (r#"425["data"]"#, r#"435[{"error":"no","data":[1,2]}]"#),
+        (r#"426["shown"]"#, r#"436[{"error":"for you"}]"#),
+        (
             r#"427["number","x"]"#,
-            r#"428["join"]"#,
-        ],
-    )
-    .await;
-    assert_eq!(
-        answers,
-        [
-            neutral(1),
-            neutral(2),
-            neutral(3),
-            r#"434[{"error":"no"}]"#.to_owned(),
-            r#"435[{"error":"no","data":[1,2]}]"#.to_owned(),
-            r#"436[{"error":"for you"}]"#.to_owned(),
-            r#"437[{"error":"invalid arguments"}]"#.to_owned(),
-            neutral(8),
-        ]
-    );
+            r#"437[{"error":"invalid arguments"}]"#,
+        ),
+        (r#"428["join"]"#, r#"438[{"error":"internal error"}]"#),
+    ];
+    let server = assert_answers(namespace, packets).await;
     assert_eq!(server.handler_errors(), 4);
     assert_eq!(server.metric("roomcast_events_undecodable_total"), 1);
 }
@@ -147,8 +140,7 @@ async fn how_many_sockets_an_emit_reached_is_not_told_to_clients() {
     let namespace = Namespace::new("/").on("emit", async |socket: Socket| {
         socket.to("nobody").emit("news", 1).await
     });
-    let (_server, answers) = answers(namespace, &[r#"427["emit"]"#]).await;
-    assert_eq!(answers, ["437[]"]);
+    assert_answers(namespace, [(r#"427["emit"]"#, "437[]")]).await;
 }
 
 #[tokio::test]
@@ -190,8 +182,7 @@ async fn authorizers_run_in_order_and_the_first_error_refuses() {
     let server = serve(namespace).await;
     let connect = async |query: &str| {
         let target = format!("/socket.io/?EIO=4&transport=websocket{query}");
-        let mut client = WebSocket::upgrade(server.address, &target).await;
-        assert!(client.text().await.starts_with('0'));
+        let mut client = WebSocket::open_at(server.address, &target).await;
         client.send("40").await;
         (client.text().await, client)
     };
@@ -240,23 +231,12 @@ async fn middleware_sees_each_event_and_can_refuse_it() {
         .middleware(async |socket: Socket, event: Event| socket.emit("seen", event.name()))
         .on("fine", async |n: u8| n)
         .on("forbidden", async || "reached");
-    let (server, answers) = answers(
-        namespace,
-        &[
-            r#"421["forbidden"]"#,
-            r#"422["broken"]"#,
-            r#"423["fine",7]"#,
-        ],
-    )
-    .await;
-    assert_eq!(
-        answers,
-        [
-            r#"431[{"error":"not for you"}]"#,
-            r#"432[{"error":"internal error"}]"#,
-            r#"42["seen","fine"]"#,
-        ]
-    );
+    let packets = [
+        (r#"421["forbidden"]"#, r#"431[{"error":"not for you"}]"#),
+        (r#"422["broken"]"#, r#"432[{"error":"internal error"}]"#),
+        (r#"423["fine",7]"#, r#"42["seen","fine"]"#),
+    ];
+    let server = assert_answers(namespace, packets).await;
     assert_eq!(server.handler_errors(), 1);
 }
 
@@ -280,8 +260,7 @@ async fn events_without_a_handler_of_their_own_reach_the_fallback() {
         (r#"423["other"]"#, r#"433["no handler of other"]"#),
         (r#"424["any"]"#, r#"434["by the catch-all"]"#),
     ];
-    let (_server, answers) = answers(namespace, &packets.map(|(packet, _)| packet)).await;
-    assert_eq!(answers, packets.map(|(_, answer)| answer));
+    assert_answers(namespace, packets).await;
 }
 
 #[tokio::test]
@@ -300,8 +279,7 @@ async fn rooms_are_there_for_a_disconnect_handler_that_waits() {
         });
     let (namespace, mut sockets) = Sockets::of(namespace);
     let server = serve(namespace).await;
-    let mut client = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = sockets.connect(&server).await;
     client.send(r#"421["join","tea"]"#).await;
     client.text().await;
     client.send("41").await;
@@ -344,8 +322,7 @@ async fn rooms_are_there_for_a_disconnect_handler_after_the_connect_handler_has_
 async fn several_values_can_be_attached_to_a_socket() {
     let (namespace, mut sockets) = Sockets::of(Namespace::new("/"));
     let server = serve(namespace).await;
-    let _client = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (_client, socket) = sockets.connect(&server).await;
     assert!(socket.attach(1_u8).is_none());
     assert!(socket.attach("text").is_none());
     assert_eq!(socket.attach(2_u8).as_deref(), Some(&1));
@@ -422,8 +399,7 @@ async fn null_is_an_argument_and_nothing_is_none() {
         (r#"426["forwarded",null]"#, "436[null]"),
         (r#"427["values"]"#, "437[null,1]"),
     ];
-    let (_server, answers) = answers(namespace, &packets.map(|(packet, _)| packet)).await;
-    assert_eq!(answers, packets.map(|(_, answer)| answer));
+    assert_answers(namespace, packets).await;
 }
 
 #[tokio::test]
@@ -433,8 +409,7 @@ async fn the_server_operates_on_its_main_namespace() {
     let server = TestServer::start(builder.namespace(Namespace::new("/other"))).await;
     let io = &server.io;
     assert_eq!(io.namespaces(), ["/", "/other"]);
-    let mut client = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = sockets.connect(&server).await;
     let id = socket.id().as_str();
     assert_eq!(io.socket(id), Some(socket.clone()));
     assert_eq!(io.of("/other").socket(id), None);
@@ -487,11 +462,9 @@ async fn what_a_layer_knows_of_a_request_reaches_handlers() {
         tenant.map(|tenant| tenant.0)
     });
     let builder = Server::builder().keep_extension::<Tenant>();
-    let io = builder.namespace(namespace).build().await.unwrap();
-    let app = io.router().layer(Extension(Tenant("acme")));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(io.serve(listener, app).into_future());
+    let app = |io: &Server| io.router().layer(Extension(Tenant("acme")));
+    let server = TestServer::start_app(builder.namespace(namespace), app).await;
+    let address = server.address;
     let mut client = WebSocket::connect(address).await;
     client.send(r#"421["tenant"]"#).await;
     assert_eq!(client.text().await, r#"431["acme"]"#);
@@ -537,8 +510,7 @@ async fn an_observer_sees_what_a_socket_does_until_it_is_dropped() {
     let of_members = server.io.observe_members(move |observation| {
         sender.send(told(observation)).unwrap();
     });
-    let mut client = WebSocket::connect(server.address).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = sockets.connect(&server).await;
     socket.join(["a", "b"]).unwrap();
     socket.leave("b");
     client.send(r#"421["x",{"n":1}]"#).await;
@@ -568,8 +540,7 @@ async fn an_observer_sees_what_a_socket_does_until_it_is_dropped() {
     drop(observer);
     assert!(seen.recv().await.is_none(), "the function is dropped");
     socket.emit("unseen", ()).unwrap();
-    let observed_again = mpsc::unbounded_channel();
-    let (sender, mut seen) = observed_again;
+    let (sender, mut seen) = mpsc::unbounded_channel();
     let _observer = server.io.observe(move |observation| {
         sender.send(told(observation)).unwrap();
     });

@@ -128,8 +128,7 @@ async fn only_one_whole_room_can_be_published_to() {
 
 #[tokio::test]
 async fn a_namespace_without_history_keeps_nothing() {
-    let builder = Server::builder().namespace(main_namespace());
-    let server = TestServer::start(builder).await;
+    let server = TestServer::of(main_namespace()).await;
     let refused = server.io.to("a").publish("n", 1).await.unwrap_err();
     assert!(matches!(refused, PublishError::NotKept), "{refused:?}");
     let history = server.io.of("/").history("a");
@@ -148,8 +147,7 @@ async fn an_event_that_is_larger_than_the_history_of_a_room_is_refused() {
         age: Duration::from_secs(60),
         ..HistoryLimits::default()
     };
-    let builder = Server::builder().namespace(main_namespace().history(limits));
-    let server = TestServer::start(builder).await;
+    let server = TestServer::of(main_namespace().history(limits)).await;
     let publish = |length| server.io.to("a").publish("n", "x".repeat(length));
     publish(90).await.unwrap();
     let refused = publish(100).await.unwrap_err();

@@ -15,7 +15,7 @@ use support::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpSocket},
     sync::oneshot,
 };
 
@@ -26,7 +26,7 @@ const KEY: &str = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZ
 
 #[tokio::test]
 async fn a_list_header_counts_with_all_its_lines() {
-    let server = TestServer::start(Server::builder().namespace(main_namespace())).await;
+    let server = TestServer::of(main_namespace()).await;
     for lines in [
         "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n",
         "Connection: keep-alive\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
@@ -51,7 +51,7 @@ async fn a_list_header_counts_with_all_its_lines() {
 async fn a_body_is_compressed_whatever_line_accepts_it() {
     let namespace =
         main_namespace().on_connect(async |socket: Socket| socket.emit("large", "x".repeat(4000)));
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let server = TestServer::of(namespace).await;
     for lines in [
         "Accept-Encoding: br\r\nAccept-Encoding: gzip\r\n",
         "Accept-Encoding: br\r\n",
@@ -74,15 +74,14 @@ async fn an_application_sees_the_lines_of_a_header_joined_as_node_joins_them() {
         let of = |name| handshake.header(name).map(|value| value.into_owned());
         (of("x-forwarded-for"), of("cookie"), of("user-agent"))
     });
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let server = TestServer::of(namespace).await;
     let lines = "X-Forwarded-For: a\r\nX-Forwarded-For: b, c\r\nCookie: a=1\r\nCookie: b=2\r\n\
                  User-Agent: one\r\nUser-Agent: two\r\n\r\n";
     let request = websocket::request(websocket::NEW);
     let request = request.replace("\r\n\r\n", &format!("\r\n{lines}"));
-    stream.write_all(request.as_bytes()).await.unwrap();
+    let stream = http::send(server.address, request).await;
     let mut client = WebSocket::upgraded(stream).await;
-    assert!(client.text().await.starts_with("0{"));
+    client.begin().await;
     client.join("/").await;
     let seen = client.ask(r#"["headers"]"#).await;
     assert_eq!(seen, r#"["a, b, c","a=1; b=2","one"]"#);
@@ -90,7 +89,7 @@ async fn an_application_sees_the_lines_of_a_header_joined_as_node_joins_them() {
 
 #[tokio::test]
 async fn the_first_subprotocol_that_a_client_offers_is_chosen() {
-    let server = TestServer::start(Server::builder().namespace(main_namespace())).await;
+    let server = TestServer::of(main_namespace()).await;
     const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
     for (offered, chosen) in [
         ("", None),
@@ -128,7 +127,7 @@ async fn the_first_subprotocol_that_a_client_offers_is_chosen() {
 
 #[tokio::test]
 async fn a_client_that_closes_its_websocket_gets_its_own_code_back() {
-    let server = TestServer::start(Server::builder().namespace(main_namespace())).await;
+    let server = TestServer::of(main_namespace()).await;
     for code in [None, Some(1000), Some(1001), Some(3000), Some(4999)] {
         let payload: Vec<u8> = code
             .iter()
@@ -223,23 +222,17 @@ async fn a_client_that_neither_reads_nor_writes_does_not_delay_the_end_of_servin
         .await
         .emit("large", "x".repeat(32 << 20))
         .unwrap();
-    let mut unread = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {} HTTP/1.1\r\nHost: test\r\n\r\n", polling.target());
-    unread.write_all(request.as_bytes()).await.unwrap();
+    let mut unread = http::send(address, request).await;
     let mut first = [0];
     unread.read_exact(&mut first).await.unwrap();
-    let mut half_head = TcpStream::connect(address).await.unwrap();
-    half_head
-        .write_all(b"GET / HTTP/1.1\r\nHost:")
-        .await
-        .unwrap();
+    let _half_head = http::send(address, b"GET / HTTP/1.1\r\nHost:").await;
     let other = Polling::connect(address).await;
-    let mut half_body = TcpStream::connect(address).await.unwrap();
     let request = format!(
         "POST {} HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n42[",
         other.target()
     );
-    half_body.write_all(request.as_bytes()).await.unwrap();
+    let _half_body = http::send(address, request).await;
 
     drop(stop);
     within("serving ends", serving).await.unwrap().unwrap();

@@ -26,10 +26,15 @@ struct Node {
 }
 
 fn entry(id: u64, after: u64) -> JournalEntry {
+    entry_at(id * 1000, id, after)
+}
+
+/// An entry that was stored at this time of Redis's clock.
+fn entry_at(time: u64, id: u64, after: u64) -> JournalEntry {
     JournalEntry {
         position: Position {
             id,
-            time: id * 1000,
+            time,
             after: Some(after),
         },
         broadcast: Broadcast {
@@ -65,6 +70,13 @@ impl Node {
             client,
             _sockets: sockets,
         }
+    }
+
+    /// The bus reports a gap.
+    fn gap(&self) {
+        let to = SystemTime::UNIX_EPOCH + Duration::from_secs(20);
+        let from = to - Duration::from_secs(5);
+        self.bus.report(Gap { from, to });
     }
 
     /// A broadcast arrives.
@@ -107,9 +119,7 @@ async fn a_gap_at_the_end_is_repaired_when_it_is_reported() {
     let mut node = Node::start().await;
     let ids: Vec<_> = std::iter::once(0).chain(10..=350).collect();
     node.bus.set_journal(chain(&ids));
-    let to = SystemTime::UNIX_EPOCH + Duration::from_secs(20);
-    let from = to - Duration::from_secs(5);
-    node.bus.report(Gap { from, to });
+    node.gap();
     node.receives(&ids[2..]).await;
     node.gaps("repaired", 1).await;
     node.hear(entry(351, 350));
@@ -131,14 +141,7 @@ async fn what_is_not_kept_any_more_is_reported_and_the_rest_delivered() {
 #[tokio::test]
 async fn what_was_stored_after_the_clock_went_back_is_delivered_behind_a_gap() {
     let mut node = Node::start().await;
-    let early = |id, after| JournalEntry {
-        position: Position {
-            id,
-            time: id,
-            after: Some(after),
-        },
-        ..entry(id, after)
-    };
+    let early = |id, after| entry_at(id, id, after);
     node.bus.set_journal(vec![early(13, 12), early(14, 13)]);
     node.hear(early(14, 13));
     node.receives(&[13, 14]).await;
@@ -182,14 +185,7 @@ async fn a_journal_whose_newest_broadcast_cannot_be_read_is_followed_from_there(
 #[tokio::test]
 async fn a_journal_that_was_lost_begins_again_with_smaller_ids() {
     let mut node = Node::start().await;
-    let again = |id, after| JournalEntry {
-        position: Position {
-            id,
-            time: 900_000 + id,
-            after: Some(after),
-        },
-        ..entry(id, after)
-    };
+    let again = |id, after| entry_at(900_000 + id, id, after);
     node.bus.set_journal(vec![again(5, 0), again(6, 5)]);
     node.hear(again(6, 5));
     node.receives(&[5, 6]).await;
@@ -201,18 +197,9 @@ async fn a_journal_that_was_lost_begins_again_with_smaller_ids() {
 #[tokio::test]
 async fn a_journal_that_was_lost_while_the_clock_went_back_is_followed_from_its_end() {
     let mut node = Node::start().await;
-    let early = |id, after| JournalEntry {
-        position: Position {
-            id,
-            time: id,
-            after: Some(after),
-        },
-        ..entry(id, after)
-    };
+    let early = |id, after| entry_at(id, id, after);
     node.bus.set_journal(vec![early(5, 0), early(6, 5)]);
-    let to = SystemTime::UNIX_EPOCH + Duration::from_secs(20);
-    let from = to - Duration::from_secs(5);
-    node.bus.report(Gap { from, to });
+    node.gap();
     node.gaps("lost", 1).await;
     node.hear(early(7, 6));
     node.receives(&[7]).await;
@@ -256,10 +243,7 @@ async fn clients_of_all_nodes_receive_broadcasts_in_one_order() {
     }
     let mut orders = Vec::new();
     for (_, client) in &mut nodes {
-        let mut order = Vec::new();
-        for _ in 0..2 * EACH {
-            order.push(client.text().await);
-        }
+        let order = client.texts(2 * EACH).await;
         orders.push(order);
     }
     assert_eq!(orders[0], orders[1]);

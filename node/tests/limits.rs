@@ -18,13 +18,14 @@ use std::{
     time::Duration,
 };
 
+use admission::*;
 use futures_util::future::{self, FutureExt as _};
 use roomcast::{
     AckError, BroadcastOperator, Builder, Limits, MemoryBus, Namespace, Recovery, Serve, Server,
     Socket, TrustedProxies,
 };
 use support::{
-    Gate, Polling, TestServer, WebSocket, eventually, http,
+    Gate, Polling, TestServer, WebSocket, eventually, http, polling,
     server::{Sockets, echoing, main_namespace},
     websocket::{self, Message},
     within,
@@ -40,12 +41,14 @@ macro_rules! tests {
         /// The limits that are reached below.
         const REACHED: &[&str] = &[$($limit),+];
 
-        $($(
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                reach::$test($limit).await;
-            }
-        )+)+
+        mod reach {
+            $($(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() {
+                    super::$test($limit).await;
+                }
+            )+)+
+        }
     };
 }
 
@@ -208,7 +211,7 @@ async fn an_upgrade_that_is_never_finished_leaves_the_client_polling() {
 async fn a_second_websocket_of_a_session_is_closed_at_once() {
     let server = serve(|io, _| io).await;
     let polling = Polling::connect(server.address).await;
-    let target = format!("/socket.io/?EIO=4&transport=websocket&sid={}", polling.sid);
+    let target = polling.upgrade_target();
     let mut first = polling.probe().await;
     let mut second = WebSocket::upgrade(server.address, &target).await;
     assert_eq!(second.closed().await, None);
@@ -224,9 +227,8 @@ async fn a_second_post_while_the_first_is_received_closes_the_session() {
     let server = serve(|io, _| io).await;
     let mut bystander = server.bystander().await;
     let polling = Polling::connect(server.address).await;
-    let mut first = TcpStream::connect(server.address).await.unwrap();
     let half = post(&polling, "Content-Length: 100") + r#"42["other","#;
-    first.write_all(half.as_bytes()).await.unwrap();
+    let _first = http::send(server.address, half).await;
 
     // Those that overtake the first one are taken.
     let refused = within("the first post is being received", async {
@@ -244,957 +246,811 @@ async fn a_second_post_while_the_first_is_received_closes_the_session() {
     bystander.assert_served().await;
 }
 
-/// The tests of the list above; `limit` is the label that has to count.
-mod reach {
-    pub(super) use super::admission::{
-        a_limit_that_is_replaced_holds_for_new_connections, attachments_count_as_bytes,
-        bytes_beyond_the_rate_are_dropped_with_an_error, connects_beyond_the_rate_are_refused,
-        events_beyond_the_rate_are_dropped_with_an_error,
-        events_beyond_the_rate_are_only_counted_if_the_policy_is_to_warn,
-        events_beyond_the_rate_close_the_connection_if_the_policy_says_so,
-        new_connections_beyond_the_rate_come_later,
-        one_connection_too_many_of_an_address_is_refused,
-        the_address_that_a_trusted_proxy_names_counts,
-    };
-    use super::*;
+// The tests of the list above; `limit` is the label that has to count.
 
-    pub(super) async fn a_body_that_is_declared_too_large_is_refused_before_it_is_sent(
-        limit: &str,
-    ) {
-        let server = serve(|io, _| io.max_payload(1000)).await;
-        let mut bystander = server.bystander().await;
-        let polling = Polling::connect(server.address).await;
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        let head = post(&polling, "Content-Length: 1001");
-        stream.write_all(head.as_bytes()).await.unwrap();
+async fn a_body_that_is_declared_too_large_is_refused_before_it_is_sent(limit: &str) {
+    let server = serve(|io, _| io.max_payload(1000)).await;
+    let mut bystander = server.bystander().await;
+    let polling = Polling::connect(server.address).await;
+    let head = post(&polling, "Content-Length: 1001");
+    let mut stream = http::send(server.address, head).await;
 
-        assert_eq!(http::response(&mut stream).await.status, 413);
-        polling.assert_closed().await;
-        assert_counted(&server, limit).await;
-        bystander.assert_served().await;
-    }
+    assert_eq!(http::response(&mut stream).await.status, 413);
+    polling.assert_closed().await;
+    assert_counted(&server, limit).await;
+    bystander.assert_served().await;
+}
 
-    pub(super) async fn a_body_that_grows_too_large_is_refused(limit: &str) {
-        let server = serve(|io, _| io.max_payload(1000)).await;
-        let mut bystander = server.bystander().await;
-        let polling = Polling::connect(server.address).await;
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        let chunk = format!("1f4\r\n{}\r\n", "4".repeat(500));
-        let sent = post(&polling, "Transfer-Encoding: chunked") + &chunk.repeat(3);
-        stream.write_all(sent.as_bytes()).await.unwrap();
+async fn a_body_that_grows_too_large_is_refused(limit: &str) {
+    let server = serve(|io, _| io.max_payload(1000)).await;
+    let mut bystander = server.bystander().await;
+    let polling = Polling::connect(server.address).await;
+    let chunk = format!("1f4\r\n{}\r\n", "4".repeat(500));
+    let sent = post(&polling, "Transfer-Encoding: chunked") + &chunk.repeat(3);
+    let mut stream = http::send(server.address, sent).await;
 
-        assert_eq!(http::response(&mut stream).await.status, 413);
-        polling.assert_closed().await;
-        assert_counted(&server, limit).await;
-        bystander.assert_served().await;
-    }
+    assert_eq!(http::response(&mut stream).await.status, 413);
+    polling.assert_closed().await;
+    assert_counted(&server, limit).await;
+    bystander.assert_served().await;
+}
 
-    pub(super) async fn a_websocket_frame_that_is_too_large_closes_with_1009(limit: &str) {
-        let server = serve(|io, _| io.max_payload(1000)).await;
-        let mut bystander = server.bystander().await;
-        let mut socket = WebSocket::connect(server.address).await;
-        // What is exactly as large as it may be passes.
-        let largest = format!(r#"420["echo","{}"]"#, "x".repeat(986));
-        assert_eq!(largest.len(), 1000);
-        socket.send(&largest).await;
-        assert_eq!(socket.text().await.len(), 993);
-        // The length alone decides; not a byte of the payload has to come.
-        let frame = websocket::frame(true, 1, &[b' '; 1001]);
-        socket.stream.write_all(&frame[..8]).await.unwrap();
+async fn a_websocket_frame_that_is_too_large_closes_with_1009(limit: &str) {
+    let server = serve(|io, _| io.max_payload(1000)).await;
+    let mut bystander = server.bystander().await;
+    let mut socket = WebSocket::connect(server.address).await;
+    // What is exactly as large as it may be passes.
+    let largest = format!(r#"420["echo","{}"]"#, "x".repeat(986));
+    assert_eq!(largest.len(), 1000);
+    socket.send(&largest).await;
+    assert_eq!(socket.text().await.len(), 993);
+    // The length alone decides; not a byte of the payload has to come.
+    let frame = websocket::frame(true, 1, &[b' '; 1001]);
+    socket.stream.write_all(&frame[..8]).await.unwrap();
 
-        assert_eq!(socket.closed().await, Some(1009));
-        assert_counted(&server, limit).await;
-        bystander.assert_served().await;
-    }
+    assert_eq!(socket.closed().await, Some(1009));
+    assert_counted(&server, limit).await;
+    bystander.assert_served().await;
+}
 
-    pub(super) async fn a_fragmented_message_that_grows_too_large_closes_with_1009(limit: &str) {
-        let server = serve(|io, _| io.max_payload(1000)).await;
-        let mut bystander = server.bystander().await;
-        let mut socket = WebSocket::connect(server.address).await;
-        socket.send_frame(false, 1, &[b'4'; 600]).await;
-        socket.send_frame(false, 0, &[b'4'; 600]).await;
+async fn a_fragmented_message_that_grows_too_large_closes_with_1009(limit: &str) {
+    let server = serve(|io, _| io.max_payload(1000)).await;
+    let mut bystander = server.bystander().await;
+    let mut socket = WebSocket::connect(server.address).await;
+    socket.send_frame(false, 1, &[b'4'; 600]).await;
+    socket.send_frame(false, 0, &[b'4'; 600]).await;
 
-        assert_eq!(socket.closed().await, Some(1009));
-        assert_counted(&server, limit).await;
-        bystander.assert_served().await;
-    }
+    assert_eq!(socket.closed().await, Some(1009));
+    assert_counted(&server, limit).await;
+    bystander.assert_served().await;
+}
 
-    pub(super) async fn too_many_attachments_close_the_connection(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.attachments = 1;
-            io
-        })
+async fn too_many_attachments_close_the_connection(limit: &str) {
+    let server = limited(|limits| limits.attachments = 1).await;
+    let mut socket = WebSocket::connect(server.address).await;
+    socket
+        .send(r#"451-["other",{"_placeholder":true,"num":0}]"#)
         .await;
-        let mut socket = WebSocket::connect(server.address).await;
-        socket
-            .send(r#"451-["other",{"_placeholder":true,"num":0}]"#)
-            .await;
-        socket.send_frame(true, 2, b"one is taken").await;
-        socket.assert_served().await;
-        let packet = r#"452-["other",{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]"#;
-        assert_closed_by(&server, socket, packet, limit).await;
-    }
+    socket.send_frame(true, 2, b"one is taken").await;
+    socket.assert_served().await;
+    let packet = r#"452-["other",{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]"#;
+    assert_closed_by(&server, socket, packet, limit).await;
+}
 
-    pub(super) async fn json_that_is_nested_too_deep_closes_the_connection(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.json_depth = 4;
-            io
-        })
-        .await;
-        let mut socket = WebSocket::connect(server.address).await;
-        // The array of the packet is the first level.
-        socket.send(r#"42["other",[[[]]]]"#).await;
-        socket.assert_served().await;
-        assert_closed_by(&server, socket, r#"42["other",[[[[]]]]]"#, limit).await;
-    }
+async fn json_that_is_nested_too_deep_closes_the_connection(limit: &str) {
+    let server = limited(|limits| limits.json_depth = 4).await;
+    let mut socket = WebSocket::connect(server.address).await;
+    // The array of the packet is the first level.
+    socket.send(r#"42["other",[[[]]]]"#).await;
+    socket.assert_served().await;
+    assert_closed_by(&server, socket, r#"42["other",[[[[]]]]]"#, limit).await;
+}
 
-    pub(super) async fn an_event_with_a_name_too_long_closes_the_connection(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.event_name_bytes = 8;
-            io
-        })
-        .await;
-        let mut socket = WebSocket::connect(server.address).await;
-        socket.send(r#"42["12345678"]"#).await;
-        socket.assert_served().await;
-        assert_closed_by(&server, socket, r#"42["123456789"]"#, limit).await;
-    }
+async fn an_event_with_a_name_too_long_closes_the_connection(limit: &str) {
+    let server = limited(|limits| limits.event_name_bytes = 8).await;
+    let mut socket = WebSocket::connect(server.address).await;
+    socket.send(r#"42["12345678"]"#).await;
+    socket.assert_served().await;
+    assert_closed_by(&server, socket, r#"42["123456789"]"#, limit).await;
+}
 
-    pub(super) async fn a_namespace_with_a_name_too_long_closes_the_connection(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.namespace_bytes = 8;
-            io
-        })
-        .await;
-        let mut socket = WebSocket::connect(server.address).await;
-        socket.send("40/2345678,").await;
-        let reply = socket.text().await;
-        assert_eq!(reply, r#"44/2345678,{"message":"Invalid namespace"}"#);
-        assert_closed_by(&server, socket, "40/23456789,", limit).await;
-    }
+async fn a_namespace_with_a_name_too_long_closes_the_connection(limit: &str) {
+    let server = limited(|limits| limits.namespace_bytes = 8).await;
+    let mut socket = WebSocket::connect(server.address).await;
+    socket.send("40/2345678,").await;
+    let reply = socket.text().await;
+    assert_eq!(reply, r#"44/2345678,{"message":"Invalid namespace"}"#);
+    assert_closed_by(&server, socket, "40/23456789,", limit).await;
+}
 
-    pub(super) async fn a_message_of_too_many_fragments_closes_the_connection(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.fragments = 3;
-            io
-        })
-        .await;
-        let mut bystander = server.bystander().await;
-        let mut socket = WebSocket::connect(server.address).await;
-        // Three fragments are taken; empty ones count like others.
-        socket.send_frame(false, 1, b"420[\"ec").await;
+async fn a_message_of_too_many_fragments_closes_the_connection(limit: &str) {
+    let server = limited(|limits| limits.fragments = 3).await;
+    let mut bystander = server.bystander().await;
+    let mut socket = WebSocket::connect(server.address).await;
+    // Three fragments are taken; empty ones count like others.
+    socket.send_frame(false, 1, b"420[\"ec").await;
+    socket.send_frame(false, 0, b"").await;
+    socket.send_frame(true, 0, b"ho\",1]").await;
+    assert!(socket.text().await.starts_with("430["));
+    socket.send_frame(false, 1, b"4").await;
+    for _ in 0..3 {
         socket.send_frame(false, 0, b"").await;
-        socket.send_frame(true, 0, b"ho\",1]").await;
-        assert!(socket.text().await.starts_with("430["));
-        socket.send_frame(false, 1, b"4").await;
-        for _ in 0..3 {
-            socket.send_frame(false, 0, b"").await;
-        }
-
-        assert_eq!(socket.closed().await, None);
-        assert_counted(&server, limit).await;
-        bystander.assert_served().await;
     }
 
-    pub(super) async fn one_namespace_too_many_is_refused_and_the_others_go_on(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.namespaces_per_connection = 2;
-            io.namespace(echoing("/b")).namespace(echoing("/c"))
-        })
-        .await;
-        let mut socket = WebSocket::connect(server.address).await;
-        socket.join("/b").await;
-        socket.send("40/c,").await;
-        let refused = r#"44/c,{"message":"too many namespaces on one connection"}"#;
-        assert_eq!(socket.text().await, refused);
-        assert_eq!(server.reached(limit), 1);
-        socket.assert_served().await;
+    assert_eq!(socket.closed().await, None);
+    assert_counted(&server, limit).await;
+    bystander.assert_served().await;
+}
 
-        // Leaving one makes room for another.
-        socket.send("41/b,").await;
-        socket.join("/c").await;
+async fn one_namespace_too_many_is_refused_and_the_others_go_on(limit: &str) {
+    let server = serve(|io, limits| {
+        limits.namespaces_per_connection = 2;
+        io.namespace(echoing("/b")).namespace(echoing("/c"))
+    })
+    .await;
+    let mut socket = WebSocket::connect(server.address).await;
+    socket.join("/b").await;
+    socket.send("40/c,").await;
+    let refused = r#"44/c,{"message":"too many namespaces on one connection"}"#;
+    assert_eq!(socket.text().await, refused);
+    assert_eq!(server.reached(limit), 1);
+    socket.assert_served().await;
+
+    // Leaving one makes room for another.
+    socket.send("41/b,").await;
+    socket.join("/c").await;
+}
+
+async fn one_room_too_many_is_not_joined(limit: &str) {
+    let (server, mut sockets) = limited_sockets(|limits| limits.rooms_per_socket = 2).await;
+    let (mut client, socket) = sockets.connect(&server).await;
+    socket.join("a").unwrap();
+    let refused = socket.join(["a", "b", "c"]).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "a socket can be in at most 2 rooms, and 1 more than now"
+    );
+    assert_eq!(socket.rooms(), [socket.id().as_str(), "a"]);
+    assert_eq!(server.reached(limit), 1);
+    socket.join(["a", "b", socket.id().as_str()]).unwrap();
+    client.assert_served().await;
+}
+
+async fn a_room_with_a_name_too_long_is_not_joined(limit: &str) {
+    let (server, mut sockets) = limited_sockets(|limits| limits.room_name_bytes = 20).await;
+    let (mut client, socket) = sockets.connect(&server).await;
+    let refused = socket.join(["short", &"x".repeat(21)]).unwrap_err();
+    assert_eq!(refused.to_string(), "a room name can have at most 20 bytes");
+    assert_eq!(socket.rooms(), [socket.id().as_str()]);
+    assert_eq!(server.reached(limit), 1);
+    socket.join("x".repeat(20)).unwrap();
+    client.assert_served().await;
+}
+
+async fn a_client_that_owes_too_many_acks_is_not_asked_again(limit: &str) {
+    let (server, mut sockets) = limited_sockets(|limits| limits.pending_acks = 2).await;
+    let (mut client, socket) = sockets.connect(&server).await;
+    let ask = || socket.emit_with_ack::<u32>("question", ());
+    let mut owed = Box::pin(future::join(ask(), ask()));
+    assert!((&mut owed).now_or_never().is_none());
+    let refused = ask().await.unwrap_err();
+    assert!(
+        matches!(refused, AckError::TooManyPending { limit: 2 }),
+        "{refused}"
+    );
+    assert_eq!(server.reached(limit), 1);
+
+    // What is answered is not owed any more.
+    for _ in 0..2 {
+        assert!(client.text().await.starts_with("42"));
     }
+    client.send("430[1]").await;
+    client.send("431[2]").await;
+    let (first, second) = within("the answers", owed).await;
+    assert_eq!((first.unwrap(), second.unwrap()), (1, 2));
+    let mut third = Box::pin(ask());
+    assert!((&mut third).now_or_never().is_none());
+    client.send("433[3]").await;
+    client.send("432[3]").await;
+    assert_eq!(within("the third answer", third).await.unwrap(), 3);
+    client.assert_served().await;
+}
 
-    pub(super) async fn one_room_too_many_is_not_joined(limit: &str) {
-        let (namespace, mut sockets) = Sockets::of(main_namespace());
-        let server = serve_namespace(namespace, |io, limits| {
-            limits.rooms_per_socket = 2;
-            io
-        })
-        .await;
-        let mut client = WebSocket::connect(server.address).await;
-        let socket = sockets.next().await;
-        socket.join("a").unwrap();
-        let refused = socket.join(["a", "b", "c"]).unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "a socket can be in at most 2 rooms, and 1 more than now"
-        );
-        assert_eq!(socket.rooms(), [socket.id().as_str(), "a"]);
-        assert_eq!(server.reached(limit), 1);
-        socket.join(["a", "b", socket.id().as_str()]).unwrap();
-        client.assert_served().await;
+async fn a_broadcast_does_not_wait_for_a_client_that_owes_too_many_acks(limit: &str) {
+    let (server, mut sockets) = limited_sockets(|limits| limits.pending_acks = 1).await;
+    let (_debtor, debtor) = sockets.connect(&server).await;
+    let mut owed = Box::pin(debtor.emit_with_ack::<u32>("question", ()));
+    assert!((&mut owed).now_or_never().is_none());
+    let mut other = WebSocket::connect(server.address).await;
+
+    let vote = tokio::spawn(server.io.of("/").emit_with_ack::<u32>("vote", ()));
+    assert_eq!(other.text().await, r#"421["vote"]"#);
+    other.send("431[7]").await;
+    let answers = within("the vote ends", vote).await.unwrap().unwrap();
+    assert_eq!(answers.answers, [7]);
+    assert_eq!(answers.missing, [debtor.id().clone()]);
+    assert_eq!(server.reached(limit), 1);
+}
+
+async fn the_oldest_unacknowledged_events_are_not_sent_again(limit: &str) {
+    let namespace = main_namespace().recovery(Recovery {
+        at_least_once: true,
+        ..Recovery::default()
+    });
+    let (namespace, mut sockets) = Sockets::of(namespace);
+    let server = serve_namespace(namespace, |io, limits| {
+        limits.unacknowledged_events = 2;
+        limits.unacknowledged_bytes = 2000;
+        io
+    })
+    .await;
+    let mut stream = WebSocket::open(server.address).await;
+    stream.send("40").await;
+    let reply = stream.text().await;
+    let (_, pid) = reply.split_once(r#""pid":""#).unwrap();
+    let pid = pid.split('"').next().unwrap();
+    let socket = sockets.next().await;
+    let large = "x".repeat(900);
+    for (number, text) in [(1, "small"), (2, "small"), (3, "small"), (4, &*large)] {
+        let everybody = server.io.of("/").at_least_once();
+        everybody.emit("n", (number, text)).await.unwrap();
+        stream.text().await;
     }
-
-    pub(super) async fn a_room_with_a_name_too_long_is_not_joined(limit: &str) {
-        let (namespace, mut sockets) = Sockets::of(main_namespace());
-        let server = serve_namespace(namespace, |io, limits| {
-            limits.room_name_bytes = 20;
-            io
-        })
-        .await;
-        let mut client = WebSocket::connect(server.address).await;
-        let socket = sockets.next().await;
-        let refused = socket.join(["short", &"x".repeat(21)]).unwrap_err();
-        assert_eq!(refused.to_string(), "a room name can have at most 20 bytes");
-        assert_eq!(socket.rooms(), [socket.id().as_str()]);
-        assert_eq!(server.reached(limit), 1);
-        socket.join("x".repeat(20)).unwrap();
-        client.assert_served().await;
+    assert_eq!(server.reached(limit), 2);
+    stream.reset();
+    eventually("the socket has gone", || !socket.is_connected()).await;
+    let mut stream = WebSocket::open(server.address).await;
+    stream.send(&format!(r#"40{{"pid":"{pid}"}}"#)).await;
+    for number in [3, 4] {
+        let text = stream.text().await;
+        assert!(text.contains(&format!(r#"["n",{number},"#)), "{text}");
     }
+    assert_eq!(stream.text().await, reply);
+}
 
-    pub(super) async fn a_client_that_owes_too_many_acks_is_not_asked_again(limit: &str) {
-        let (namespace, mut sockets) = Sockets::of(main_namespace());
-        let server = serve_namespace(namespace, |io, limits| {
-            limits.pending_acks = 2;
-            io
-        })
-        .await;
-        let mut client = WebSocket::connect(server.address).await;
-        let socket = sockets.next().await;
-        let ask = || socket.emit_with_ack::<u32>("question", ());
-        let mut owed = Box::pin(future::join(ask(), ask()));
-        assert!((&mut owed).now_or_never().is_none());
-        let refused = ask().await.unwrap_err();
-        assert!(
-            matches!(refused, AckError::TooManyPending { limit: 2 }),
-            "{refused}"
-        );
-        assert_eq!(server.reached(limit), 1);
-
-        // What is answered is not owed any more.
-        for _ in 0..2 {
-            assert!(client.text().await.starts_with("42"));
-        }
-        client.send("430[1]").await;
-        client.send("431[2]").await;
-        let (first, second) = within("the answers", owed).await;
-        assert_eq!((first.unwrap(), second.unwrap()), (1, 2));
-        let mut third = Box::pin(ask());
-        assert!((&mut third).now_or_never().is_none());
-        client.send("433[3]").await;
-        client.send("432[3]").await;
-        assert_eq!(within("the third answer", third).await.unwrap(), 3);
-        client.assert_served().await;
+async fn events_over_a_websocket_wait_while_too_many_handlers_run(limit: &str) {
+    let (server, gate, begun) = held_up().await;
+    let mut bystander = server.bystander().await;
+    let mut socket = WebSocket::connect(server.address).await;
+    // Everything at once, so that most of it is read before the pause.
+    let mut all = Vec::new();
+    for n in 0..EVENTS {
+        let packet = format!(r#"42{n}["wait",{n}]"#);
+        all.extend(websocket::frame(true, 1, packet.as_bytes()));
     }
+    socket.stream.write_all(&all).await.unwrap();
 
-    pub(super) async fn a_broadcast_does_not_wait_for_a_client_that_owes_too_many_acks(
-        limit: &str,
-    ) {
-        let (namespace, mut sockets) = Sockets::of(main_namespace());
-        let server = serve_namespace(namespace, |io, limits| {
-            limits.pending_acks = 1;
-            io
-        })
-        .await;
-        let _debtor = WebSocket::connect(server.address).await;
-        let debtor = sockets.next().await;
-        let mut owed = Box::pin(debtor.emit_with_ack::<u32>("question", ()));
-        assert!((&mut owed).now_or_never().is_none());
-        let mut other = WebSocket::connect(server.address).await;
-
-        let vote = tokio::spawn(server.io.of("/").emit_with_ack::<u32>("vote", ()));
-        assert_eq!(other.text().await, r#"421["vote"]"#);
-        other.send("431[7]").await;
-        let answers = within("the vote ends", vote).await.unwrap().unwrap();
-        assert_eq!(answers.answers, [7]);
-        assert_eq!(answers.missing, [debtor.id().clone()]);
-        assert_eq!(server.reached(limit), 1);
+    eventually("events wait", || server.reached(limit) > 0).await;
+    assert_eq!(begun.load(Ordering::SeqCst), 3);
+    bystander.assert_served().await;
+    gate.admit(1);
+    assert!(socket.text().await.starts_with("43"));
+    eventually("one more begins", || begun.load(Ordering::SeqCst) == 4).await;
+    gate.open();
+    let mut answers = Vec::new();
+    for _ in 1..EVENTS {
+        answers.push(socket.text().await);
     }
+    assert_answered(answers, EVENTS - 1);
+    assert_eq!(begun.load(Ordering::SeqCst), EVENTS);
+    socket.assert_served().await;
+}
 
-    pub(super) async fn the_oldest_unacknowledged_events_are_not_sent_again(limit: &str) {
-        let namespace = main_namespace().recovery(Recovery {
-            at_least_once: true,
-            ..Recovery::default()
-        });
-        let (namespace, mut sockets) = Sockets::of(namespace);
-        let server = serve_namespace(namespace, |io, limits| {
-            limits.unacknowledged_events = 2;
-            limits.unacknowledged_bytes = 2000;
-            io
-        })
-        .await;
-        let mut stream = WebSocket::open(server.address).await;
-        stream.send("40").await;
-        let reply = stream.text().await;
-        let (_, pid) = reply.split_once(r#""pid":""#).unwrap();
-        let pid = pid.split('"').next().unwrap();
-        let socket = sockets.next().await;
-        let large = "x".repeat(900);
-        for (number, text) in [(1, "small"), (2, "small"), (3, "small"), (4, &*large)] {
-            let everybody = server.io.of("/").at_least_once();
-            everybody.emit("n", (number, text)).await.unwrap();
-            stream.text().await;
-        }
-        assert_eq!(server.reached(limit), 2);
-        stream.reset();
-        eventually("the socket has gone", || !socket.is_connected()).await;
-        let mut stream = WebSocket::open(server.address).await;
-        stream.send(&format!(r#"40{{"pid":"{pid}"}}"#)).await;
-        for number in [3, 4] {
-            let text = stream.text().await;
-            assert!(text.contains(&format!(r#"["n",{number},"#)), "{text}");
-        }
-        assert_eq!(stream.text().await, reply);
+async fn posted_events_wait_while_too_many_handlers_run(limit: &str) {
+    let (server, gate, begun) = held_up().await;
+    let mut bystander = server.bystander().await;
+    let mut polling = Polling::connect(server.address).await;
+    let packets = |range: std::ops::Range<usize>| {
+        let packets = range.map(|n| format!(r#"42{n}["wait",{n}]"#));
+        packets.collect::<Vec<_>>().join("\u{1e}")
+    };
+    polling.say(&packets(0..EVENTS / 2)).await;
+    polling.say(&packets(EVENTS / 2..EVENTS)).await;
+
+    eventually("events wait", || server.reached(limit) > 0).await;
+    assert_eq!(begun.load(Ordering::SeqCst), 3);
+    bystander.assert_served().await;
+    gate.open();
+    let mut answers = Vec::new();
+    for _ in 0..EVENTS {
+        answers.push(polling.packet().await);
     }
+    assert_answered(answers, EVENTS);
+    assert_eq!(begun.load(Ordering::SeqCst), EVENTS);
+}
 
-    pub(super) async fn events_over_a_websocket_wait_while_too_many_handlers_run(limit: &str) {
-        let (server, gate, begun) = held_up().await;
-        let mut bystander = server.bystander().await;
-        let mut socket = WebSocket::connect(server.address).await;
-        // Everything at once, so that most of it is read before the pause.
-        let mut all = Vec::new();
-        for n in 0..EVENTS {
-            let packet = format!(r#"42{n}["wait",{n}]"#);
-            all.extend(websocket::frame(true, 1, packet.as_bytes()));
-        }
-        socket.stream.write_all(&all).await.unwrap();
-
-        eventually("events wait", || server.reached(limit) > 0).await;
-        assert_eq!(begun.load(Ordering::SeqCst), 3);
-        bystander.assert_served().await;
-        gate.admit(1);
-        assert!(socket.text().await.starts_with("43"));
-        eventually("one more begins", || begun.load(Ordering::SeqCst) == 4).await;
-        gate.open();
-        let mut answers = Vec::new();
-        for _ in 1..EVENTS {
-            answers.push(socket.text().await);
-        }
-        assert_answered(answers, EVENTS - 1);
-        assert_eq!(begun.load(Ordering::SeqCst), EVENTS);
-        socket.assert_served().await;
+async fn handlers_that_wait_for_their_client_are_answered_at_the_limit(limit: &str) {
+    let namespace = main_namespace().on("ask", async |socket: Socket, n: usize| {
+        socket.emit_with_ack::<usize>("back", n).await
+    });
+    let server = serve_namespace(namespace, |io, limits| {
+        limits.events_in_flight = 3;
+        io
+    })
+    .await;
+    let mut socket = WebSocket::connect(server.address).await;
+    for n in 0..EVENTS {
+        socket.send(&format!(r#"42{n}["ask",{n}]"#)).await;
     }
-
-    pub(super) async fn posted_events_wait_while_too_many_handlers_run(limit: &str) {
-        let (server, gate, begun) = held_up().await;
-        let mut bystander = server.bystander().await;
-        let mut polling = Polling::connect(server.address).await;
-        let packets = |range: std::ops::Range<usize>| {
-            let packets = range.map(|n| format!(r#"42{n}["wait",{n}]"#));
-            packets.collect::<Vec<_>>().join("\u{1e}")
-        };
-        polling.say(&packets(0..EVENTS / 2)).await;
-        polling.say(&packets(EVENTS / 2..EVENTS)).await;
-
-        eventually("events wait", || server.reached(limit) > 0).await;
-        assert_eq!(begun.load(Ordering::SeqCst), 3);
-        bystander.assert_served().await;
-        gate.open();
-        let mut answers = Vec::new();
-        for _ in 0..EVENTS {
-            answers.push(polling.packet().await);
-        }
-        assert_answered(answers, EVENTS);
-        assert_eq!(begun.load(Ordering::SeqCst), EVENTS);
-    }
-
-    pub(super) async fn handlers_that_wait_for_their_client_are_answered_at_the_limit(limit: &str) {
-        let namespace = main_namespace().on("ask", async |socket: Socket, n: usize| {
-            socket.emit_with_ack::<usize>("back", n).await
-        });
-        let server = serve_namespace(namespace, |io, limits| {
-            limits.events_in_flight = 3;
-            io
-        })
-        .await;
-        let mut socket = WebSocket::connect(server.address).await;
-        for n in 0..EVENTS {
-            socket.send(&format!(r#"42{n}["ask",{n}]"#)).await;
-        }
-        let mut answers = Vec::new();
-        while answers.len() < EVENTS {
-            let packet = socket.text().await;
-            match packet.strip_prefix("42") {
-                Some(asked) => {
-                    let (id, args) = asked.split_once(r#"["back","#).unwrap();
-                    socket.send(&format!("43{id}[{args}")).await;
-                }
-                None => answers.push(packet),
+    let mut answers = Vec::new();
+    while answers.len() < EVENTS {
+        let packet = socket.text().await;
+        match packet.strip_prefix("42") {
+            Some(asked) => {
+                let (id, args) = asked.split_once(r#"["back","#).unwrap();
+                socket.send(&format!("43{id}[{args}")).await;
             }
-        }
-        assert_answered(answers, EVENTS);
-        assert!(server.reached(limit) > 0);
-    }
-
-    pub(super) async fn a_disconnect_is_seen_at_the_limit_and_earlier_events_are_handled(
-        limit: &str,
-    ) {
-        let (server, gate, begun) = held_up().await;
-        let mut socket = WebSocket::connect(server.address).await;
-        for n in 0..EVENTS {
-            socket.send(&format!(r#"42["wait",{n}]"#)).await;
-        }
-        socket.send("41").await;
-        eventually("the socket leaves", || {
-            server.metric(r#"roomcast_sockets{namespace="/"}"#) == 0
-        })
-        .await;
-        assert_eq!(begun.load(Ordering::SeqCst), 3);
-        gate.open();
-        eventually("all events are handled", || {
-            begun.load(Ordering::SeqCst) == EVENTS
-        })
-        .await;
-        assert!(server.reached(limit) > 0);
-    }
-
-    pub(super) async fn reading_pauses_while_too_many_bytes_of_events_wait(limit: &str) {
-        let gate = Gate::new();
-        let waits = gate.clone();
-        let namespace = main_namespace().on("wait", move |_: Socket, (n, _): (usize, String)| {
-            let gate = waits.clone();
-            async move {
-                gate.pass().await;
-                n
-            }
-        });
-        let server = serve_namespace(namespace, |io, limits| {
-            limits.events_in_flight = 1;
-            limits.inbox_bytes = 10_000;
-            io.max_payload(10_000)
-        })
-        .await;
-        let mut socket = WebSocket::connect(server.address).await;
-        let text = "x".repeat(4_000);
-        let before = server.metric("roomcast_events_received_total");
-        for n in 0..EVENTS {
-            let packet = format!(r#"42{n}["wait",{n},"{text}"]"#);
-            socket.send(&packet).await;
-        }
-        eventually("events wait", || server.reached(limit) > 2).await;
-        let received = server.metric("roomcast_events_received_total") - before;
-        assert!(received < 5, "{received} are read");
-        gate.open();
-        let mut answers = Vec::new();
-        for _ in 0..EVENTS {
-            answers.push(socket.text().await);
-        }
-        assert_answered(answers, EVENTS);
-    }
-
-    /// A namespace whose events `wait` until the gate is open, with the number of those that run.
-    fn held_up_by(
-        hold: impl FnOnce(Namespace, Gate, Arc<AtomicUsize>) -> Namespace,
-    ) -> (Namespace, Gate, Arc<AtomicUsize>) {
-        let (gate, running) = (Gate::new(), Arc::new(AtomicUsize::new(0)));
-        let namespace = hold(main_namespace(), gate.clone(), Arc::clone(&running));
-        (namespace, gate, running)
-    }
-
-    /// Sends events of 4,000 bytes to a server that lets 10,000 bytes run.
-    async fn only_two_of_them_run(
-        limit: &str,
-        (namespace, gate, running): (Namespace, Gate, Arc<AtomicUsize>),
-    ) {
-        let server = serve_namespace(namespace, |io, limits| {
-            limits.inbox_bytes = 10_000;
-            io.max_payload(10_000)
-        })
-        .await;
-        let mut socket = WebSocket::connect(server.address).await;
-        let text = "x".repeat(4_000);
-        let before = server.metric("roomcast_events_received_total");
-        for n in 0..EVENTS {
-            socket.send(&format!(r#"42["wait",{n},"{text}"]"#)).await;
-        }
-        eventually("reading pauses", || server.reached("events_in_flight") > 0).await;
-        let received = server.metric("roomcast_events_received_total") - before;
-        assert_eq!(running.load(Ordering::SeqCst), 2);
-        // As many bytes wait.
-        assert_eq!(received, 5);
-        assert_eq!(server.reached(limit), 3);
-        gate.open();
-        eventually("all events are handled", || {
-            running.load(Ordering::SeqCst) == EVENTS
-        })
-        .await;
-    }
-
-    pub(super) async fn handlers_run_only_while_the_bytes_of_their_events_fit(limit: &str) {
-        let held = held_up_by(|namespace, gate, running| {
-            namespace.on("wait", move |_: Socket, _: (usize, String)| {
-                running.fetch_add(1, Ordering::SeqCst);
-                let gate = gate.clone();
-                async move { gate.pass().await }
-            })
-        });
-        only_two_of_them_run(limit, held).await;
-    }
-
-    pub(super) async fn an_event_that_is_observed_keeps_its_bytes_while_the_observer_runs(
-        limit: &str,
-    ) {
-        let held = held_up_by(|namespace, gate, running| {
-            namespace.on_any(move |_: Socket| {
-                running.fetch_add(1, Ordering::SeqCst);
-                let gate = gate.clone();
-                async move { gate.pass().await }
-            })
-        });
-        only_two_of_them_run(limit, held).await;
-    }
-
-    /// 256 MiB are broadcast. If they were kept for the client that does not read, the process would
-    /// grow by as much; the bound leaves room for what the tests beside this one hold.
-    pub(super) async fn a_client_that_never_reads_is_closed_and_costs_no_memory(limit: &str) {
-        const BROADCASTS: usize = 4096;
-        let server = serve(|io, limits| {
-            limits.outbox_bytes = 256 * 1024;
-            io
-        })
-        .await;
-        let mut never_reads = WebSocket::connect(server.address).await;
-        let (progress, mut received) = mpsc::unbounded_channel();
-        let mut readers = Vec::new();
-        for _ in 0..2 {
-            let mut reader = WebSocket::connect(server.address).await;
-            let progress = progress.clone();
-            readers.push(tokio::spawn(async move {
-                for n in 0..BROADCASTS {
-                    let text = reader.text().await;
-                    assert!(text.starts_with(&format!(r#"42["news",{n},"#)));
-                    progress.send(()).unwrap();
-                }
-                reader
-            }));
-        }
-        let before = resident_bytes();
-        let item = "x".repeat(64 * 1024);
-        for n in 0..BROADCASTS {
-            let delivery = server.io.emit("news", (n, &item)).await.unwrap();
-            assert!(delivery.local_sockets >= 2);
-            // The readers keep up, so that only one is slow.
-            for _ in 0..2 {
-                within("a reader reads", received.recv()).await.unwrap();
-            }
-        }
-        let grown = resident_bytes().saturating_sub(before);
-        assert!(grown < 160 << 20, "grown by {grown} bytes");
-
-        assert_counted(&server, limit).await;
-        let texts = never_reads.rest().await;
-        assert!(texts.len() < BROADCASTS, "the rest was given up");
-        for reader in readers {
-            reader.await.unwrap().assert_served().await;
+            None => answers.push(packet),
         }
     }
+    assert_answered(answers, EVENTS);
+    assert!(server.reached(limit) > 0);
+}
 
-    pub(super) async fn a_client_that_never_polls_is_closed(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.outbox_bytes = 10_000;
-            io
-        })
-        .await;
-        let mut bystander = server.bystander().await;
-        let polling = Polling::connect(server.address).await;
-        let item = "x".repeat(4_000);
-        for n in 0..3 {
-            server.io.emit("news", (n, &item)).await.unwrap();
-            assert!(bystander.text().await.starts_with(r#"42["news","#));
-        }
-
-        polling.assert_closed().await;
-        assert_counted(&server, limit).await;
-        bystander.assert_served().await;
+async fn a_disconnect_is_seen_at_the_limit_and_earlier_events_are_handled(limit: &str) {
+    let (server, gate, begun) = held_up().await;
+    let mut socket = WebSocket::connect(server.address).await;
+    for n in 0..EVENTS {
+        socket.send(&format!(r#"42["wait",{n}]"#)).await;
     }
+    socket.send("41").await;
+    eventually("the socket leaves", || {
+        server.metric(r#"roomcast_sockets{namespace="/"}"#) == 0
+    })
+    .await;
+    assert_eq!(begun.load(Ordering::SeqCst), 3);
+    gate.open();
+    eventually("all events are handled", || {
+        begun.load(Ordering::SeqCst) == EVENTS
+    })
+    .await;
+    assert!(server.reached(limit) > 0);
+}
 
-    pub(super) async fn a_client_that_takes_nothing_for_too_long_is_closed(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.stall_timeout = Duration::from_secs(1);
-            io
-        })
-        .await;
-        let websocket = WebSocket::connect(server.address).await;
-        let polling = Polling::connect(server.address).await;
-        let mut bystander = server.bystander().await;
-        // More than the system takes for a client that does not read.
-        server.io.emit("news", "x".repeat(32 << 20)).await.unwrap();
-        bystander.text().await;
-        within("both are closed", async {
-            while server.reached(limit) < 2 {
-                server.io.emit("more", ()).await.unwrap();
-                bystander.text().await;
-            }
-        })
-        .await;
-        polling.assert_closed().await;
-        drop(websocket);
-        bystander.assert_served().await;
+async fn reading_pauses_while_too_many_bytes_of_events_wait(limit: &str) {
+    let gate = Gate::new();
+    let waits = gate.clone();
+    let namespace = main_namespace().on("wait", move |_: Socket, (n, _): (usize, String)| {
+        let gate = waits.clone();
+        async move {
+            gate.pass().await;
+            n
+        }
+    });
+    let server = serve_namespace(namespace, |io, limits| {
+        limits.events_in_flight = 1;
+        limits.inbox_bytes = 10_000;
+        io.max_payload(10_000)
+    })
+    .await;
+    let mut socket = WebSocket::connect(server.address).await;
+    let text = "x".repeat(4_000);
+    let before = server.metric("roomcast_events_received_total");
+    for n in 0..EVENTS {
+        let packet = format!(r#"42{n}["wait",{n},"{text}"]"#);
+        socket.send(&packet).await;
     }
+    eventually("events wait", || server.reached(limit) > 2).await;
+    let received = server.metric("roomcast_events_received_total") - before;
+    assert!(received < 5, "{received} are read");
+    gate.open();
+    let answers = socket.texts(EVENTS).await;
+    assert_answered(answers, EVENTS);
+}
 
-    pub(super) async fn the_clients_for_which_most_waits_are_closed_when_too_much_waits(
-        limit: &str,
-    ) {
-        let (namespace, mut sockets) = Sockets::of(main_namespace());
-        let server = serve_namespace(namespace, |io, limits| {
-            limits.outbox_total_bytes = 20 << 20;
-            io
-        })
-        .await;
-        let mut clients = Vec::new();
-        for _ in 0..3 {
-            let client = WebSocket::connect(server.address).await;
-            clients.push((client, sockets.next().await));
-        }
-        let text = "x".repeat(1 << 20);
-        // More than the system takes, and less than may wait for all.
-        for (_, socket) in &clients[..2] {
-            (0..4).for_each(|_| socket.emit("item", &text).unwrap());
-        }
-        // One broadcast is held once, whatever the number of clients that do not read.
-        for _ in 0..3 {
-            server.io.emit("item", &text).await.unwrap();
-        }
-        assert_eq!(server.reached(limit), 0);
-        for _ in 0..60 {
-            let sent = clients[2].1.emit("item", &text);
-            if sent.is_err() {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
-        eventually("one is closed", || server.reached(limit) == 1).await;
-        assert_eq!(server.closed(limit), 1);
-        for (client, _) in &mut clients[..2] {
-            for _ in 0..7 {
-                assert!(client.text().await.starts_with(r#"42["item","#));
-            }
-            client.assert_served().await;
-        }
+/// A namespace whose events `wait` until the gate is open, with the number of those that run.
+fn held_up_by(
+    hold: impl FnOnce(Namespace, Gate, Arc<AtomicUsize>) -> Namespace,
+) -> (Namespace, Gate, Arc<AtomicUsize>) {
+    let (gate, running) = (Gate::new(), Arc::new(AtomicUsize::new(0)));
+    let namespace = hold(main_namespace(), gate.clone(), Arc::clone(&running));
+    (namespace, gate, running)
+}
+
+/// Sends events of 4,000 bytes to a server that lets 10,000 bytes run.
+async fn only_two_of_them_run(
+    limit: &str,
+    (namespace, gate, running): (Namespace, Gate, Arc<AtomicUsize>),
+) {
+    let server = serve_namespace(namespace, |io, limits| {
+        limits.inbox_bytes = 10_000;
+        io.max_payload(10_000)
+    })
+    .await;
+    let mut socket = WebSocket::connect(server.address).await;
+    let text = "x".repeat(4_000);
+    let before = server.metric("roomcast_events_received_total");
+    for n in 0..EVENTS {
+        socket.send(&format!(r#"42["wait",{n},"{text}"]"#)).await;
     }
+    eventually("reading pauses", || server.reached("events_in_flight") > 0).await;
+    let received = server.metric("roomcast_events_received_total") - before;
+    assert_eq!(running.load(Ordering::SeqCst), 2);
+    // As many bytes wait.
+    assert_eq!(received, 5);
+    assert_eq!(server.reached(limit), 3);
+    gate.open();
+    eventually("all events are handled", || {
+        running.load(Ordering::SeqCst) == EVENTS
+    })
+    .await;
+}
 
-    pub(super) async fn a_response_that_is_not_read_is_given_up(limit: &str) {
-        let (namespace, mut sockets) = Sockets::of(main_namespace());
-        let server = serve_namespace(namespace, |io, limits| {
-            limits.response_timeout = Duration::from_millis(200);
-            io
-        })
-        .await;
-        let polling = Polling::connect(server.address).await;
-        let large = "x".repeat(32 << 20);
-        sockets.next().await.emit("large", &large).unwrap();
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        let request = format!("GET {} HTTP/1.1\r\nHost: test\r\n\r\n", polling.target());
-        stream.write_all(request.as_bytes()).await.unwrap();
-        eventually("it is given up", || server.reached(limit) == 1).await;
-        let mut received = Vec::new();
-        // It ends early, by a close or a reset.
-        drop(within("the end of the response", stream.read_to_end(&mut received)).await);
-        assert!(received.len() < large.len());
-        eventually("its connection is not counted", || {
-            server.metric("roomcast_http_connections") == 0
-        })
-        .await;
-    }
-
-    pub(super) async fn clients_beyond_the_sockets_that_may_be_open_are_refused_at_once(
-        limit: &str,
-    ) {
-        let server = serve(|io, limits| {
-            limits.sockets = 4;
-            io
-        })
-        .await;
-        let mut websocket = WebSocket::connect(server.address).await;
-        let polling = Polling::connect(server.address).await;
-        let open = || server.metric("roomcast_http_connections");
-        eventually("its requests have ended", || open() == 0).await;
-        let mut silent = Vec::new();
-        for _ in 0..3 {
-            silent.push(TcpStream::connect(server.address).await.unwrap());
-        }
-        eventually("they are accepted", || open() == 3).await;
-        let target = "/socket.io/?EIO=4&transport=polling";
-        let refused = http::request(server.address, "GET", target, "").await;
-        assert_eq!(refused.status, 503);
-        let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
-        assert!((1..=5).contains(&seconds), "{seconds}");
-        assert_eq!(server.reached(limit), 1);
-        websocket.assert_served().await;
-        silent.clear();
-        eventually("they are gone", || open() == 0).await;
-        polling.say("42[\"echo\"]").await;
-        assert_eq!(server.reached(limit), 1);
-        assert_eq!(server.metric("roomcast_socket_limit"), 4);
-    }
-
-    pub(super) async fn a_client_that_posts_faster_than_it_is_served_is_closed(limit: &str) {
-        let gate = Gate::new();
-        let waits = gate.clone();
-        let namespace = main_namespace().on("wait", move |_: Socket| {
-            let gate = waits.clone();
+async fn handlers_run_only_while_the_bytes_of_their_events_fit(limit: &str) {
+    let held = held_up_by(|namespace, gate, running| {
+        namespace.on("wait", move |_: Socket, _: (usize, String)| {
+            running.fetch_add(1, Ordering::SeqCst);
+            let gate = gate.clone();
             async move { gate.pass().await }
-        });
-        let server = serve_namespace(namespace, |io, limits| {
-            limits.events_in_flight = 1;
-            limits.inbox_bytes = 1000;
-            io.max_payload(1000)
         })
-        .await;
-        let mut bystander = server.bystander().await;
-        let polling = Polling::connect(server.address).await;
-        polling.say(r#"42["wait"]"#).await;
-        let large = format!(r#"42["other","{}"]"#, "x".repeat(600));
-        let mut posts = 0;
-        while polling.post(&large).await.status == 200 {
-            posts += 1;
-            assert!(posts < 10, "the inbox has no end");
+    });
+    only_two_of_them_run(limit, held).await;
+}
+
+async fn an_event_that_is_observed_keeps_its_bytes_while_the_observer_runs(limit: &str) {
+    let held = held_up_by(|namespace, gate, running| {
+        namespace.on_any(move |_: Socket| {
+            running.fetch_add(1, Ordering::SeqCst);
+            let gate = gate.clone();
+            async move { gate.pass().await }
+        })
+    });
+    only_two_of_them_run(limit, held).await;
+}
+
+/// 256 MiB are broadcast. If they were kept for the client that does not read, the process would
+/// grow by as much; the bound leaves room for what the tests beside this one hold.
+async fn a_client_that_never_reads_is_closed_and_costs_no_memory(limit: &str) {
+    const BROADCASTS: usize = 4096;
+    let server = limited(|limits| limits.outbox_bytes = 256 * 1024).await;
+    let mut never_reads = WebSocket::connect(server.address).await;
+    let (progress, mut received) = mpsc::unbounded_channel();
+    let mut readers = Vec::new();
+    for _ in 0..2 {
+        let mut reader = WebSocket::connect(server.address).await;
+        let progress = progress.clone();
+        readers.push(tokio::spawn(async move {
+            for n in 0..BROADCASTS {
+                let text = reader.text().await;
+                assert!(text.starts_with(&format!(r#"42["news",{n},"#)));
+                progress.send(()).unwrap();
+            }
+            reader
+        }));
+    }
+    let before = resident_bytes();
+    let item = "x".repeat(64 * 1024);
+    for n in 0..BROADCASTS {
+        let delivery = server.io.emit("news", (n, &item)).await.unwrap();
+        assert!(delivery.local_sockets >= 2);
+        // The readers keep up, so that only one is slow.
+        for _ in 0..2 {
+            within("a reader reads", received.recv()).await.unwrap();
         }
-        bystander.assert_served().await;
-        polling.assert_closed().await;
-        assert_counted(&server, limit).await;
-        gate.open();
+    }
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 160 << 20, "grown by {grown} bytes");
+
+    assert_counted(&server, limit).await;
+    let texts = never_reads.rest().await;
+    assert!(texts.len() < BROADCASTS, "the rest was given up");
+    for reader in readers {
+        reader.await.unwrap().assert_served().await;
+    }
+}
+
+async fn a_client_that_never_polls_is_closed(limit: &str) {
+    let server = limited(|limits| limits.outbox_bytes = 10_000).await;
+    let mut bystander = server.bystander().await;
+    let polling = Polling::connect(server.address).await;
+    let item = "x".repeat(4_000);
+    for n in 0..3 {
+        server.io.emit("news", (n, &item)).await.unwrap();
+        assert!(bystander.text().await.starts_with(r#"42["news","#));
     }
 
-    /// A server behind a proxy on this machine, with the PROXY protocol.
-    async fn behind_proxy(limits: Limits) -> TestServer {
-        let proxies = TrustedProxies::new(["127.0.0.1"]).unwrap();
-        let io = Server::builder().trusted_proxies(proxies).limits(limits);
-        TestServer::start_with(io.namespace(main_namespace()), Serve::with_proxy_protocol).await
+    polling.assert_closed().await;
+    assert_counted(&server, limit).await;
+    bystander.assert_served().await;
+}
+
+async fn a_client_that_takes_nothing_for_too_long_is_closed(limit: &str) {
+    let server = limited(|limits| limits.stall_timeout = Duration::from_secs(1)).await;
+    let websocket = WebSocket::connect(server.address).await;
+    let polling = Polling::connect(server.address).await;
+    let mut bystander = server.bystander().await;
+    // More than the system takes for a client that does not read.
+    server.io.emit("news", "x".repeat(32 << 20)).await.unwrap();
+    bystander.text().await;
+    within("both are closed", async {
+        while server.reached(limit) < 2 {
+            server.io.emit("more", ()).await.unwrap();
+            bystander.text().await;
+        }
+    })
+    .await;
+    polling.assert_closed().await;
+    drop(websocket);
+    bystander.assert_served().await;
+}
+
+async fn the_clients_for_which_most_waits_are_closed_when_too_much_waits(limit: &str) {
+    let (server, mut sockets) =
+        limited_sockets(|limits| limits.outbox_total_bytes = 20 << 20).await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let client = WebSocket::connect(server.address).await;
+        clients.push((client, sockets.next().await));
     }
-
-    const PROXY_HEADER: &[u8] = b"PROXY TCP4 203.0.113.9 192.0.2.1 1 2\r\n";
-
-    async fn bystander_behind_proxy(server: &TestServer) -> WebSocket {
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        stream.write_all(PROXY_HEADER).await.unwrap();
-        let mut bystander = WebSocket::over(stream, websocket::NEW).await;
-        assert!(bystander.text().await.starts_with("0{"));
-        bystander.join("/").await;
-        bystander
+    let text = "x".repeat(1 << 20);
+    // More than the system takes, and less than may wait for all.
+    for (_, socket) in &clients[..2] {
+        (0..4).for_each(|_| socket.emit("item", &text).unwrap());
     }
+    // One broadcast is held once, whatever the number of clients that do not read.
+    for _ in 0..3 {
+        server.io.emit("item", &text).await.unwrap();
+    }
+    assert_eq!(server.reached(limit), 0);
+    for _ in 0..60 {
+        let sent = clients[2].1.emit("item", &text);
+        if sent.is_err() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    eventually("one is closed", || server.reached(limit) == 1).await;
+    assert_eq!(server.closed(limit), 1);
+    for (client, _) in &mut clients[..2] {
+        for _ in 0..7 {
+            assert!(client.text().await.starts_with(r#"42["item","#));
+        }
+        client.assert_served().await;
+    }
+}
 
-    pub(super) async fn a_proxy_header_that_does_not_come_in_time_closes_the_connection(
-        limit: &str,
-    ) {
-        let server = behind_proxy(Limits {
-            handshake_timeout: Duration::from_secs(1),
-            ..Limits::default()
-        })
-        .await;
-        let mut bystander = bystander_behind_proxy(&server).await;
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        stream.write_all(&PROXY_HEADER[..9]).await.unwrap();
+async fn a_response_that_is_not_read_is_given_up(limit: &str) {
+    let (server, mut sockets) =
+        limited_sockets(|limits| limits.response_timeout = Duration::from_millis(200)).await;
+    let polling = Polling::connect(server.address).await;
+    let large = "x".repeat(32 << 20);
+    sockets.next().await.emit("large", &large).unwrap();
+    let request = format!("GET {} HTTP/1.1\r\nHost: test\r\n\r\n", polling.target());
+    let mut stream = http::send(server.address, request).await;
+    eventually("it is given up", || server.reached(limit) == 1).await;
+    let mut received = Vec::new();
+    // It ends early, by a close or a reset.
+    drop(within("the end of the response", stream.read_to_end(&mut received)).await);
+    assert!(received.len() < large.len());
+    eventually("its connection is not counted", || {
+        server.metric("roomcast_http_connections") == 0
+    })
+    .await;
+}
+
+async fn clients_beyond_the_sockets_that_may_be_open_are_refused_at_once(limit: &str) {
+    let server = limited(|limits| limits.sockets = 4).await;
+    let mut websocket = WebSocket::connect(server.address).await;
+    let polling = Polling::connect(server.address).await;
+    let open = || server.metric("roomcast_http_connections");
+    eventually("its requests have ended", || open() == 0).await;
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(TcpStream::connect(server.address).await.unwrap());
+    }
+    eventually("they are accepted", || open() == 3).await;
+    let refused = http::get(server.address, polling::NEW).await;
+    assert_eq!(refused.status, 503);
+    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=5).contains(&seconds), "{seconds}");
+    assert_eq!(server.reached(limit), 1);
+    websocket.assert_served().await;
+    silent.clear();
+    eventually("they are gone", || open() == 0).await;
+    polling.say("42[\"echo\"]").await;
+    assert_eq!(server.reached(limit), 1);
+    assert_eq!(server.metric("roomcast_socket_limit"), 4);
+}
+
+async fn a_client_that_posts_faster_than_it_is_served_is_closed(limit: &str) {
+    let gate = Gate::new();
+    let waits = gate.clone();
+    let namespace = main_namespace().on("wait", move |_: Socket| waits.pass());
+    let server = serve_namespace(namespace, |io, limits| {
+        limits.events_in_flight = 1;
+        limits.inbox_bytes = 1000;
+        io.max_payload(1000)
+    })
+    .await;
+    let mut bystander = server.bystander().await;
+    let polling = Polling::connect(server.address).await;
+    polling.say(r#"42["wait"]"#).await;
+    let large = format!(r#"42["other","{}"]"#, "x".repeat(600));
+    let mut posts = 0;
+    while polling.post(&large).await.status == 200 {
+        posts += 1;
+        assert!(posts < 10, "the inbox has no end");
+    }
+    bystander.assert_served().await;
+    polling.assert_closed().await;
+    assert_counted(&server, limit).await;
+    gate.open();
+}
+
+/// A server behind a proxy on this machine, with the PROXY protocol.
+async fn behind_proxy(limits: Limits) -> TestServer {
+    let proxies = TrustedProxies::new(["127.0.0.1"]).unwrap();
+    let io = Server::builder().trusted_proxies(proxies).limits(limits);
+    TestServer::start_with(io.namespace(main_namespace()), Serve::with_proxy_protocol).await
+}
+
+const PROXY_HEADER: &[u8] = b"PROXY TCP4 203.0.113.9 192.0.2.1 1 2\r\n";
+
+async fn bystander_behind_proxy(server: &TestServer) -> WebSocket {
+    WebSocket::connect_over(http::send(server.address, PROXY_HEADER).await).await
+}
+
+async fn a_proxy_header_that_does_not_come_in_time_closes_the_connection(limit: &str) {
+    let server = behind_proxy(Limits {
+        handshake_timeout: Duration::from_secs(1),
+        ..Limits::default()
+    })
+    .await;
+    let mut bystander = bystander_behind_proxy(&server).await;
+    let mut stream = http::send(server.address, &PROXY_HEADER[..9]).await;
+    let ended = within("the connection ends", stream.read_u8()).await;
+    assert!(ended.is_err());
+    eventually("it is counted", || server.reached(limit) == 1).await;
+    bystander.assert_served().await;
+}
+
+async fn one_unfinished_proxy_header_too_many_closes_its_connection(limit: &str) {
+    let server = behind_proxy(Limits {
+        handshake_timeout: Duration::from_secs(3600),
+        handshakes: 1,
+        ..Limits::default()
+    })
+    .await;
+    let mut bystander = bystander_behind_proxy(&server).await;
+    let mut one = http::send(server.address, &PROXY_HEADER[..9]).await;
+    let mut other = http::send(server.address, &PROXY_HEADER[..9]).await;
+    // The server may come to either first.
+    let mut left = within("one of them ends", async {
+        tokio::select! {
+            ended = one.read_u8() => ended.map_or(other, |_| panic!("a response")),
+            ended = other.read_u8() => ended.map_or(one, |_| panic!("a response")),
+        }
+    })
+    .await;
+    assert_eq!(server.reached(limit), 1);
+    bystander.assert_served().await;
+    left.write_all(&PROXY_HEADER[9..]).await.unwrap();
+    drop(WebSocket::over(left, websocket::NEW).await);
+    drop(bystander_behind_proxy(&server).await);
+}
+
+async fn half_a_request_head_is_not_waited_for(limit: &str) {
+    let server = limited(|limits| limits.header_timeout = Duration::from_millis(500)).await;
+    let mut bystander = server.bystander().await;
+    let half = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: te";
+    let mut stream = http::send(server.address, half).await;
+
+    let mut answer = Vec::new();
+    let read = within("the connection ends", stream.read_to_end(&mut answer)).await;
+    read.unwrap();
+    assert!(!answer.starts_with(b"HTTP/1.1 200"));
+    eventually("it is counted", || server.reached(limit) == 1).await;
+    bystander.assert_served().await;
+}
+
+async fn a_connection_without_a_next_request_is_not_kept(limit: &str) {
+    let server = limited(|limits| limits.header_timeout = Duration::from_millis(500)).await;
+    let mut bystander = server.bystander().await;
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    let request = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: test\r\n\r\n";
+    let mut idle = http::send(server.address, request).await;
+    assert_eq!(http::response(&mut idle).await.status, 200);
+
+    for stream in [&mut silent, &mut idle] {
         let ended = within("the connection ends", stream.read_u8()).await;
         assert!(ended.is_err());
-        eventually("it is counted", || server.reached(limit) == 1).await;
-        bystander.assert_served().await;
     }
+    eventually("both are counted", || server.reached(limit) == 2).await;
+    bystander.assert_served().await;
+}
 
-    pub(super) async fn one_unfinished_proxy_header_too_many_closes_its_connection(limit: &str) {
-        let server = behind_proxy(Limits {
-            handshake_timeout: Duration::from_secs(3600),
-            handshakes: 1,
-            ..Limits::default()
-        })
-        .await;
-        let mut bystander = bystander_behind_proxy(&server).await;
-        let mut one = TcpStream::connect(server.address).await.unwrap();
-        one.write_all(&PROXY_HEADER[..9]).await.unwrap();
-        let mut other = TcpStream::connect(server.address).await.unwrap();
-        other.write_all(&PROXY_HEADER[..9]).await.unwrap();
-        // The server may come to either first.
-        let mut left = within("one of them ends", async {
-            tokio::select! {
-                ended = one.read_u8() => ended.map_or(other, |_| panic!("a response")),
-                ended = other.read_u8() => ended.map_or(one, |_| panic!("a response")),
-            }
-        })
-        .await;
-        assert_eq!(server.reached(limit), 1);
-        bystander.assert_served().await;
-        left.write_all(&PROXY_HEADER[9..]).await.unwrap();
-        drop(WebSocket::over(left, websocket::NEW).await);
-        drop(bystander_behind_proxy(&server).await);
+async fn half_a_request_body_is_not_waited_for(limit: &str) {
+    let server = limited(|limits| limits.body_timeout = Duration::from_millis(500)).await;
+    let mut bystander = server.bystander().await;
+    let polling = Polling::connect(server.address).await;
+    let half = post(&polling, "Content-Length: 100") + r#"42["echo","#;
+    let mut stream = http::send(server.address, half).await;
+
+    assert_eq!(http::response(&mut stream).await.status, 408);
+    polling.assert_closed().await;
+    assert_counted(&server, limit).await;
+    bystander.assert_served().await;
+}
+
+async fn one_unfinished_upgrade_too_many_is_refused(limit: &str) {
+    let server = limited(|limits| limits.unfinished_upgrades = 1).await;
+    let first = Polling::connect(server.address).await;
+    let mut second = Polling::connect(server.address).await;
+    let mut probe = first.probe().await;
+    let target = second.upgrade_target();
+    assert_eq!(WebSocket::refused(server.address, &target).await, 503);
+    assert_eq!(server.reached(limit), 1);
+
+    // The one that was refused goes on polling; once the first is done, it can upgrade.
+    second.say(r#"420["echo","polling"]"#).await;
+    assert_eq!(second.packet().await, r#"430["polling"]"#);
+    probe.send("5").await;
+    probe.assert_served().await;
+    let (mut socket, _) = second.upgrade().await;
+    socket.assert_served().await;
+}
+
+async fn one_server_side_event_too_many_is_answered_with_an_error(limit: &str) {
+    let (bus, gate) = (MemoryBus::new(), Gate::new());
+    let asking = serve(|io, _| io.bus(bus.clone())).await;
+    let inside = gate.clone();
+    let (sender, mut begun) = mpsc::unbounded_channel();
+    let slow = main_namespace().on_server_side("slow", move |_: BroadcastOperator| {
+        let gate = inside.clone();
+        sender.send(()).unwrap();
+        async move { gate.pass().await }
+    });
+    let server = serve_namespace(slow, |io, limits| {
+        limits.server_side_events = 1;
+        io.bus(bus)
+    })
+    .await;
+    let mut bystander = server.bystander().await;
+    let io = || asking.io.of("/");
+    io().server_side_emit("slow", ()).await.unwrap();
+    within("the first one is in work", begun.recv()).await;
+
+    let ask = || io().server_side_emit_with_ack::<serde_json::Value>("slow", ());
+    let refused = ask().await.unwrap().answers;
+    let error = "the server is handling too many server-side events";
+    assert_eq!(refused, [serde_json::json!({ "error": error })]);
+    assert_eq!(server.reached(limit), 1);
+    io().server_side_emit("slow", ()).await.unwrap();
+    assert_eq!(server.reached(limit), 2);
+    assert!(begun.try_recv().is_err());
+
+    gate.open();
+    within("there is room again", async {
+        while ask().await.unwrap().answers != [serde_json::Value::Null] {}
+    })
+    .await;
+    bystander.assert_served().await;
+}
+
+async fn one_connection_too_many_is_refused(limit: &str) {
+    let server = limited(|limits| limits.connections = 2).await;
+    let mut first = WebSocket::connect(server.address).await;
+    let polling = Polling::connect(server.address).await;
+    let refused = http::get(server.address, polling::NEW).await;
+    assert_eq!(refused.status, 503);
+    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=5).contains(&seconds), "{seconds}");
+    assert_eq!(
+        WebSocket::refused(server.address, websocket::NEW).await,
+        503
+    );
+    assert_eq!(server.reached(limit), 2);
+
+    first.assert_served().await;
+    // A place that is given back can be taken.
+    polling.say("1").await;
+    assert_eq!(polling.get().await.body, "6");
+    eventually("there is room", || server.io.connections() == 1).await;
+    let mut third = WebSocket::connect(server.address).await;
+    third.assert_served().await;
+}
+
+/// The application's decision about a handshake may take its time; so many at once must not
+/// become more connections than are allowed.
+async fn handshakes_that_are_being_decided_count_as_connections(limit: &str) {
+    let gate = Gate::new();
+    let waits = gate.clone();
+    let server = serve(move |io, limits| {
+        limits.connections = 2;
+        io.allow_request(move || waits.pass())
+    })
+    .await;
+    let handshake = || tokio::spawn(http::get(server.address, polling::NEW));
+    let handshakes = [handshake(), handshake(), handshake()];
+    eventually("one is refused", || server.reached(limit) == 1).await;
+    gate.open();
+    let mut statuses = Vec::new();
+    for handshake in handshakes {
+        statuses.push(handshake.await.unwrap().status);
     }
-
-    pub(super) async fn half_a_request_head_is_not_waited_for(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.header_timeout = Duration::from_millis(500);
-            io
-        })
-        .await;
-        let mut bystander = server.bystander().await;
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        let half = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: te";
-        stream.write_all(half).await.unwrap();
-
-        let mut answer = Vec::new();
-        let read = within("the connection ends", stream.read_to_end(&mut answer)).await;
-        read.unwrap();
-        assert!(!answer.starts_with(b"HTTP/1.1 200"));
-        eventually("it is counted", || server.reached(limit) == 1).await;
-        bystander.assert_served().await;
-    }
-
-    pub(super) async fn a_connection_without_a_next_request_is_not_kept(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.header_timeout = Duration::from_millis(500);
-            io
-        })
-        .await;
-        let mut bystander = server.bystander().await;
-        let mut silent = TcpStream::connect(server.address).await.unwrap();
-        let mut idle = TcpStream::connect(server.address).await.unwrap();
-        let request = b"GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: test\r\n\r\n";
-        idle.write_all(request).await.unwrap();
-        assert_eq!(http::response(&mut idle).await.status, 200);
-
-        for stream in [&mut silent, &mut idle] {
-            let ended = within("the connection ends", stream.read_u8()).await;
-            assert!(ended.is_err());
-        }
-        eventually("both are counted", || server.reached(limit) == 2).await;
-        bystander.assert_served().await;
-    }
-
-    pub(super) async fn half_a_request_body_is_not_waited_for(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.body_timeout = Duration::from_millis(500);
-            io
-        })
-        .await;
-        let mut bystander = server.bystander().await;
-        let polling = Polling::connect(server.address).await;
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        let half = post(&polling, "Content-Length: 100") + r#"42["echo","#;
-        stream.write_all(half.as_bytes()).await.unwrap();
-
-        assert_eq!(http::response(&mut stream).await.status, 408);
-        polling.assert_closed().await;
-        assert_counted(&server, limit).await;
-        bystander.assert_served().await;
-    }
-
-    pub(super) async fn one_unfinished_upgrade_too_many_is_refused(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.unfinished_upgrades = 1;
-            io
-        })
-        .await;
-        let first = Polling::connect(server.address).await;
-        let mut second = Polling::connect(server.address).await;
-        let mut probe = first.probe().await;
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        let target = format!("/socket.io/?EIO=4&transport=websocket&sid={}", second.sid);
-        let request = websocket::request(&target);
-        stream.write_all(request.as_bytes()).await.unwrap();
-        assert_eq!(http::response(&mut stream).await.status, 503);
-        assert_eq!(server.reached(limit), 1);
-
-        // The one that was refused goes on polling; once the first is done, it can upgrade.
-        second.say(r#"420["echo","polling"]"#).await;
-        assert_eq!(second.packet().await, r#"430["polling"]"#);
-        probe.send("5").await;
-        probe.assert_served().await;
-        let (mut socket, _) = second.upgrade().await;
-        socket.assert_served().await;
-    }
-
-    pub(super) async fn one_server_side_event_too_many_is_answered_with_an_error(limit: &str) {
-        let (bus, gate) = (MemoryBus::new(), Gate::new());
-        let asking = serve(|io, _| io.bus(bus.clone())).await;
-        let inside = gate.clone();
-        let (sender, mut begun) = mpsc::unbounded_channel();
-        let slow = main_namespace().on_server_side("slow", move |_: BroadcastOperator| {
-            let gate = inside.clone();
-            sender.send(()).unwrap();
-            async move { gate.pass().await }
-        });
-        let server = serve_namespace(slow, |io, limits| {
-            limits.server_side_events = 1;
-            io.bus(bus)
-        })
-        .await;
-        let mut bystander = server.bystander().await;
-        let io = || asking.io.of("/");
-        io().server_side_emit("slow", ()).await.unwrap();
-        within("the first one is in work", begun.recv()).await;
-
-        let ask = || io().server_side_emit_with_ack::<serde_json::Value>("slow", ());
-        let refused = ask().await.unwrap().answers;
-        let error = "the server is handling too many server-side events";
-        assert_eq!(refused, [serde_json::json!({ "error": error })]);
-        assert_eq!(server.reached(limit), 1);
-        io().server_side_emit("slow", ()).await.unwrap();
-        assert_eq!(server.reached(limit), 2);
-        assert!(begun.try_recv().is_err());
-
-        gate.open();
-        within("there is room again", async {
-            while ask().await.unwrap().answers != [serde_json::Value::Null] {}
-        })
-        .await;
-        bystander.assert_served().await;
-    }
-
-    pub(super) async fn one_connection_too_many_is_refused(limit: &str) {
-        let server = serve(|io, limits| {
-            limits.connections = 2;
-            io
-        })
-        .await;
-        let mut first = WebSocket::connect(server.address).await;
-        let polling = Polling::connect(server.address).await;
-        let target = "/socket.io/?EIO=4&transport=polling";
-        let refused = http::request(server.address, "GET", target, "").await;
-        assert_eq!(refused.status, 503);
-        let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
-        assert!((1..=5).contains(&seconds), "{seconds}");
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
-        let request = websocket::request(websocket::NEW);
-        stream.write_all(request.as_bytes()).await.unwrap();
-        assert_eq!(http::response(&mut stream).await.status, 503);
-        assert_eq!(server.reached(limit), 2);
-
-        first.assert_served().await;
-        // A place that is given back can be taken.
-        polling.say("1").await;
-        assert_eq!(polling.get().await.body, "6");
-        eventually("there is room", || server.io.connections() == 1).await;
-        let mut third = WebSocket::connect(server.address).await;
-        third.assert_served().await;
-    }
-
-    /// The application's decision about a handshake may take its time; so many at once must not
-    /// become more connections than are allowed.
-    pub(super) async fn handshakes_that_are_being_decided_count_as_connections(limit: &str) {
-        let gate = Gate::new();
-        let waits = gate.clone();
-        let server = serve(move |io, limits| {
-            limits.connections = 2;
-            io.allow_request(move || {
-                let gate = waits.clone();
-                async move { gate.pass().await }
-            })
-        })
-        .await;
-        let handshake = || {
-            let target = "/socket.io/?EIO=4&transport=polling";
-            tokio::spawn(http::request(server.address, "GET", target, ""))
-        };
-        let handshakes = [handshake(), handshake(), handshake()];
-        eventually("one is refused", || server.reached(limit) == 1).await;
-        gate.open();
-        let mut statuses = Vec::new();
-        for handshake in handshakes {
-            statuses.push(handshake.await.unwrap().status);
-        }
-        statuses.sort_unstable();
-        assert_eq!(statuses, [200, 200, 503]);
-        assert_eq!(server.io.connections(), 2);
-    }
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 200, 503]);
+    assert_eq!(server.io.connections(), 2);
 }
 
 /// Events that are sent to a server that handles three at a time.
@@ -1248,6 +1104,21 @@ async fn assert_counted(server: &TestServer, limit: &str) {
 
 async fn serve(configure: impl FnOnce(Builder, &mut Limits) -> Builder) -> TestServer {
     serve_namespace(main_namespace(), configure).await
+}
+
+/// A server whose settings are the defaults but for some limits.
+async fn limited(limit: impl FnOnce(&mut Limits)) -> TestServer {
+    limited_sockets(limit).await.0
+}
+
+/// The same with the sockets that connect.
+async fn limited_sockets(limit: impl FnOnce(&mut Limits)) -> (TestServer, Sockets) {
+    let (namespace, sockets) = Sockets::of(main_namespace());
+    let server = serve_namespace(namespace, |io, limits| {
+        limit(limits);
+        io
+    });
+    (server.await, sockets)
 }
 
 async fn serve_namespace(

@@ -20,7 +20,7 @@ use support::{
     TestServer,
     certificates::{Authority, handshake},
     eventually,
-    http::read_head,
+    http::{read_head, send},
     within,
 };
 use tokio::{
@@ -101,9 +101,7 @@ impl Parked {
     }
 
     async fn connect(&self, requests: &str) -> TcpStream {
-        let mut client = TcpStream::connect(self.server.address).await.unwrap();
-        client.write_all(requests.as_bytes()).await.unwrap();
-        client
+        send(self.server.address, requests).await
     }
 
     async fn waiting(&self, responses: usize) {

@@ -26,7 +26,12 @@ use support::{
     TestServer, WebSocket, bus::FakeBus, eventually, http::read_head, server::main_namespace,
     within,
 };
-use tokio::{io::AsyncReadExt as _, io::AsyncWriteExt as _, net::TcpStream, sync::mpsc};
+use tokio::{io::AsyncReadExt as _, sync::mpsc};
+
+const AT_ONCE: Drain = Drain {
+    grace: Duration::ZERO,
+    over: Duration::ZERO,
+};
 
 /// Lines of text, and how often it was asked for one.
 #[derive(Default)]
@@ -118,12 +123,8 @@ async fn a_stream_receives_what_its_rooms_receive_in_order_beside_clients_of_soc
     server.io.to("news").emit("one", (1, "a")).await.unwrap();
     server.io.emit("two", ()).await.unwrap();
     server.io.to("other").emit("three", ()).await.unwrap();
-    server
-        .io
-        .to(["news", "other"])
-        .emit("four", ())
-        .await
-        .unwrap();
+    let both = server.io.to(["news", "other"]);
+    both.emit("four", ()).await.unwrap();
     stream.socket().emit("five", [true]).unwrap();
     stream.socket().send_text("six").unwrap();
     let mut received = Vec::new();
@@ -187,11 +188,7 @@ async fn a_stream_is_a_socket_with_authorizers_handlers_rooms_data_and_a_listing
             left.send(socket.rooms().len()).unwrap();
             std::future::ready(())
         });
-    let io = Server::builder()
-        .namespace(namespace)
-        .build()
-        .await
-        .unwrap();
+    let io = build(namespace).await;
     let form = lines();
     let auth = Some(r#"{"user":"7"}"#.to_owned());
     let open = Open {
@@ -261,19 +258,13 @@ async fn refusals_come_in_the_words_of_http_and_open_nothing() {
         refused
     };
     let error = refused("/", None).await;
-    assert_eq!(
-        (error.status, error.reason),
-        (StatusCode::FORBIDDEN, "nobody")
-    );
-    assert_eq!(
-        (&*error.message, error.data.as_deref()),
-        ("who are you?", Some("[1]"))
-    );
+    assert_eq!(error.status, StatusCode::FORBIDDEN);
+    assert_eq!(error.reason, "nobody");
+    assert_eq!(error.message, "who are you?");
+    assert_eq!(error.data.as_deref(), Some("[1]"));
     let error = refused("/nowhere", None).await;
-    assert_eq!(
-        (error.status, error.reason),
-        (StatusCode::NOT_FOUND, "unknown")
-    );
+    assert_eq!(error.status, StatusCode::NOT_FOUND);
+    assert_eq!(error.reason, "unknown");
     for auth in [r#"{"panic":1}"#, r#"{"fail":1}"#] {
         let error = refused("/", Some(auth)).await;
         assert_eq!(error.status, StatusCode::INTERNAL_SERVER_ERROR);
@@ -281,16 +272,11 @@ async fn refusals_come_in_the_words_of_http_and_open_nothing() {
     }
     assert_eq!(io.connections(), 0);
     let auth = Some("{}".to_owned());
-    let _open = io
-        .open_stream(
-            &parts(),
-            Open {
-                auth,
-                ..open(&form)
-            },
-        )
-        .await
-        .unwrap();
+    let authorized = Open {
+        auth,
+        ..open(&form)
+    };
+    let _open = io.open_stream(&parts(), authorized).await.unwrap();
     let error = refused("/", Some("{}")).await;
     assert_eq!(error.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(error.reason, Limit::Connections.label());
@@ -319,11 +305,11 @@ async fn the_body_of_a_response_carries_events_until_its_client_goes() {
     let form = lines();
     let server = serve_events(builder(), &form).await;
     let io = &server.io;
-    let mut client = TcpStream::connect(server.address).await.unwrap();
-    client
-        .write_all(b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n")
-        .await
-        .unwrap();
+    let mut client = support::http::send(
+        server.address,
+        b"GET /events HTTP/1.1\r\nHost: test\r\n\r\n",
+    )
+    .await;
     let mut received = Vec::new();
     let head = read_head(&mut client, &mut received).await;
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
@@ -387,18 +373,11 @@ async fn a_drain_ends_streams_after_what_they_were_sent_and_opens_no_more() {
     let form = lines();
     let mut stream = stream(&server.io, &form).await;
     stream.socket().emit("last", ()).unwrap();
-    let drain = Drain {
-        grace: Duration::ZERO,
-        over: Duration::ZERO,
-    };
-    within("the drain", server.io.drain(drain)).await;
+    within("the drain", server.io.drain(AT_ONCE)).await;
     assert_eq!(rest(&mut stream).await, ["- last []\n"]);
     assert_eq!(stream.close_reason(), Some(CloseReason::ServerShutdown));
-    let error = server
-        .io
-        .open_stream(&parts(), open(&form))
-        .await
-        .unwrap_err();
+    let refused = server.io.open_stream(&parts(), open(&form)).await;
+    let error = refused.unwrap_err();
     assert_eq!(error.status, StatusCode::SERVICE_UNAVAILABLE);
     within("the close", server.io.close()).await;
     assert_eq!(server.io.connections(), 0);
@@ -407,7 +386,7 @@ async fn a_drain_ends_streams_after_what_they_were_sent_and_opens_no_more() {
 #[tokio::test]
 async fn a_broadcast_with_acknowledgement_reaches_streams_and_does_not_wait_for_them() {
     let namespace = Namespace::new("/");
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let server = TestServer::of(namespace).await;
     let mut stream = stream(&server.io, &lines()).await;
     let asked = server
         .io
@@ -422,12 +401,7 @@ async fn a_broadcast_with_acknowledgement_reaches_streams_and_does_not_wait_for_
 
 #[tokio::test]
 async fn an_event_of_a_log_reaches_a_stream_with_its_id_and_time() {
-    let namespace = Namespace::new("/").history(HistoryLimits::default());
-    let io = Server::builder()
-        .namespace(namespace)
-        .build()
-        .await
-        .unwrap();
+    let io = with_history().await;
     let mut stream = stream(&io, &lines()).await;
     stream.socket().join_confirmed("news").await.unwrap();
     let position = io.to("news").publish("one", 1).await.unwrap();
@@ -508,11 +482,10 @@ async fn a_plain_websocket_receives_events_as_text_and_its_messages_are_handled_
 async fn a_plain_websocket_that_is_refused_gets_a_status_and_no_upgrade() {
     let namespace = Namespace::new("/").authorize(async || Err::<(), _>(Refused::new("no")));
     let server = serve_websockets(Server::builder().namespace(namespace), &lines()).await;
-    let response = support::http::request(server.address, "GET", "/ws", "").await;
+    let response = support::http::get(server.address, "/ws").await;
     assert_eq!(response.status, 400);
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
     let request = support::websocket::request("/ws");
-    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut stream = support::http::send(server.address, request).await;
     let response = support::http::response(&mut stream).await;
     assert_eq!((response.status, &*response.body), (403, "no"));
     server.assert_empty().await;
@@ -544,11 +517,7 @@ async fn a_plain_websocket_ends_with_the_codes_of_its_standard() {
     for (client, code) in clients.iter_mut().zip([1003, 1000, 1008, 1000]) {
         assert_eq!(client.closed().await, Some(code));
     }
-    let drain = Drain {
-        grace: Duration::ZERO,
-        over: Duration::ZERO,
-    };
-    within("the drain", server.io.drain(drain)).await;
+    within("the drain", server.io.drain(AT_ONCE)).await;
     assert_eq!(clients[4].closed().await, Some(1001));
     assert_eq!(server.metric("roomcast_handler_panics_total"), 1);
     drop(clients);
@@ -600,13 +569,13 @@ async fn ids(stream: &mut Stream, count: usize) -> Vec<u64> {
     ids
 }
 
+async fn build(namespace: Namespace) -> Server {
+    let builder = Server::builder().namespace(namespace);
+    builder.build().await.unwrap()
+}
+
 async fn with_history() -> Server {
-    let namespace = Namespace::new("/").history(HistoryLimits::default());
-    Server::builder()
-        .namespace(namespace)
-        .build()
-        .await
-        .unwrap()
+    build(Namespace::new("/").history(HistoryLimits::default())).await
 }
 
 #[tokio::test]
@@ -619,12 +588,8 @@ async fn a_socket_that_joins_from_an_id_receives_what_is_kept_of_all_rooms_in_or
         all.push(io.to(room).publish("n", n).await.unwrap().id);
     }
     let mut stream = stream(&io, &lines()).await;
-    let last = stream
-        .socket()
-        .join_from(["a", "b"], Some(all[0]))
-        .await
-        .unwrap();
-    assert_eq!(last, all[4]);
+    let joined = stream.socket().join_from(["a", "b"], Some(all[0]));
+    assert_eq!(joined.await.unwrap(), all[4]);
     let next = io.to("a").publish("n", 6).await.unwrap().id;
     assert_eq!(ids(&mut stream, 4).await, [all[1], all[3], all[4], next]);
     // The room `c` comes later, with what is kept of it.
@@ -644,12 +609,8 @@ async fn a_socket_that_joins_without_an_id_begins_with_what_comes() {
     assert_eq!(ids(&mut stream, 1).await, [next]);
     // From a log that was lost: all that is kept.
     let mut other = self::stream(&io, &lines()).await;
-    let last = other
-        .socket()
-        .join_from("a", Some(next + 1_000_000))
-        .await
-        .unwrap();
-    assert_eq!(last, next);
+    let joined = other.socket().join_from("a", Some(next + 1_000_000));
+    assert_eq!(joined.await.unwrap(), next);
     assert_eq!(ids(&mut other, 2).await, [kept, next]);
     let later = io.to("a").publish("n", 2).await.unwrap().id;
     assert_eq!(ids(&mut other, 1).await, [later]);
@@ -685,8 +646,7 @@ async fn nothing_is_lost_or_doubled_while_others_publish() {
 
 #[tokio::test]
 async fn only_plain_sockets_of_namespaces_with_a_history_join_from_an_id() {
-    let (namespace, mut sockets) = support::server::Sockets::of(main_namespace());
-    let server = TestServer::start(Server::builder().namespace(namespace)).await;
+    let (server, mut sockets) = TestServer::with_sockets(main_namespace()).await;
     let _client = server.bystander().await;
     let refused = sockets.next().await.join_from("a", None).await;
     assert!(matches!(

@@ -36,6 +36,19 @@ fn reply(text: &str) -> Reply {
     serde_json::from_str(json).unwrap()
 }
 
+/// Connects to the main namespace with this `auth`.
+async fn open(server: &TestServer, auth: &str) -> (WebSocket, Reply) {
+    let mut stream = WebSocket::open(server.address).await;
+    stream.send(&format!("40{auth}")).await;
+    let reply = reply(&stream.text().await);
+    (stream, reply)
+}
+
+/// Connects a client, and returns both ends.
+async fn connect(server: &TestServer, sockets: &mut Sockets) -> (Client, Socket) {
+    (Client::connect(server).await, sockets.next().await)
+}
+
 /// A client as the official one: it keeps the last offset.
 struct Client {
     /// `None` while the connection is lost.
@@ -48,9 +61,7 @@ struct Client {
 
 impl Client {
     async fn connect(server: &TestServer) -> Self {
-        let mut stream = WebSocket::open(server.address).await;
-        stream.send("40").await;
-        let reply = reply(&stream.text().await);
+        let (stream, reply) = open(server, "").await;
         Self {
             stream: Some(stream),
             reply,
@@ -66,6 +77,12 @@ impl Client {
     /// Loses the connection, as by a crash.
     fn reset(&mut self) {
         self.stream.take().unwrap().reset();
+    }
+
+    /// The same, and waits until the server has noticed it.
+    async fn lose(&mut self, socket: &Socket) {
+        self.reset();
+        is_gone(socket).await;
     }
 
     /// The next event, without its offset.
@@ -126,6 +143,13 @@ fn recovering() -> Namespace {
     main_namespace().recovery(Recovery::default())
 }
 
+fn authorizing_again(authorizes_again: bool) -> Namespace {
+    main_namespace().recovery(Recovery {
+        authorizes_again,
+        ..Recovery::default()
+    })
+}
+
 /// A server whose main namespace lets clients come back, with all sockets that connect.
 async fn node_of(namespace: Namespace, bus: Option<&MemoryBus>) -> (TestServer, Sockets) {
     let (namespace, sockets) = Sockets::of(namespace);
@@ -150,9 +174,13 @@ async fn is_stored(server: &TestServer, before: u64) {
 
 /// Waits until the sessions of all changes so far are stored, as each client that may come back does.
 async fn is_written(server: &TestServer) {
-    let mut stream = WebSocket::open(server.address).await;
-    stream.send(r#"40{"pid":"unknown"}"#).await;
-    reply(&stream.text().await);
+    open(server, r#"{"pid":"unknown"}"#).await;
+}
+
+/// The number of sockets of a server with the id of a client.
+fn has_id(server: &TestServer, client: &Client) -> usize {
+    let selected = server.io.in_(client.reply.sid.as_str()).local();
+    selected.local_sockets().len()
 }
 
 /// Waits until so many clients have come back, or have failed to.
@@ -164,24 +192,17 @@ async fn counts(server: &TestServer, outcome: &str, count: u64) {
 #[tokio::test]
 async fn a_client_that_comes_back_is_the_same_socket_and_receives_what_it_missed() {
     let (server, mut sockets) = node_of(recovering(), None).await;
-    let mut client = Client::connect(&server).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&server, &mut sockets).await;
     assert!(!socket.recovered());
     socket.join(["news", "sport"]).unwrap();
     server.io.to("news").emit("n", 1).await.unwrap();
     assert_eq!(client.numbers(1).await, [1]);
     let id = client.reply.sid.clone();
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     server.io.to("news").emit("n", 2).await.unwrap();
     server.io.to("other").emit("n", 3).await.unwrap();
-    server
-        .io
-        .to("news")
-        .except("sport")
-        .emit("n", 4)
-        .await
-        .unwrap();
+    let unsporting = server.io.to("news").except("sport");
+    unsporting.emit("n", 4).await.unwrap();
     server.io.to(id.as_str()).emit("n", 5).await.unwrap();
     server.io.emit("n", 6).await.unwrap();
     server.io.to("news").volatile().emit("n", 7).await.unwrap();
@@ -209,8 +230,7 @@ async fn events_to_one_socket_are_kept_if_they_shall_be() {
             ..Recovery::default()
         };
         let (server, mut sockets) = node_of(main_namespace().recovery(recovery), None).await;
-        let mut client = Client::connect(&server).await;
-        let socket = sockets.next().await;
+        let (mut client, socket) = connect(&server, &mut sockets).await;
         socket.emit("n", 1).unwrap();
         server.io.emit("n", 2).await.unwrap();
         socket.emit("n", 3).unwrap();
@@ -247,8 +267,7 @@ async fn what_was_sent_to_a_room_before_the_client_joined_it_is_not_missed() {
     let bus = MemoryBus::new();
     let (first, mut sockets) = node_of(recovering(), Some(&bus)).await;
     let (second, mut others) = node_of(recovering(), Some(&bus)).await;
-    let mut client = Client::connect(&first).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&first, &mut sockets).await;
     socket.join(["early", "left"]).unwrap();
     first.io.emit("n", 1).await.unwrap();
     assert_eq!(client.numbers(1).await, [1]);
@@ -279,8 +298,7 @@ async fn what_was_sent_to_a_room_before_the_client_joined_it_is_not_missed() {
     let socket = others.next().await;
     // It has lost that connection before it had read anything.
     client.offset = offset;
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     emit(&["left"], &[], 8).await;
     client.come_back(&first).await;
     assert_eq!(client.numbers(4).await, [3, 4, 7, 8]);
@@ -317,8 +335,7 @@ async fn node_with(journal: Vec<JournalEntry>) -> (FakeBus, TestServer, Sockets)
 #[tokio::test]
 async fn a_clock_that_goes_back_does_not_change_what_was_sent_before_a_join() {
     let (bus, server, mut sockets) = node_with(vec![entry(10, 10, &[])]).await;
-    let mut client = Client::connect(&server).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&server, &mut sockets).await;
     bus.hear(entry(11, 20, &[]));
     assert_eq!(client.numbers(1).await, [11]);
     // The node has not noticed that nobody reads any more.
@@ -336,11 +353,9 @@ async fn a_clock_that_goes_back_does_not_change_what_was_sent_before_a_join() {
 async fn a_clock_that_goes_back_does_not_bring_back_the_place_of_an_earlier_session() {
     let mut journal = vec![entry(12, 90, &[]), entry(13, 40, &[])];
     let (bus, server, mut sockets) = node_with(journal.clone()).await;
-    let mut client = Client::connect(&server).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&server, &mut sockets).await;
     client.offset = Some("12-90000".to_owned());
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     journal.push(entry(14, 41, &[]));
     bus.set_journal(journal);
     bus.hear(entry(14, 41, &[]));
@@ -352,8 +367,7 @@ async fn a_clock_that_goes_back_does_not_bring_back_the_place_of_an_earlier_sess
 #[tokio::test]
 async fn a_join_before_the_journal_was_lost_hides_nothing_of_the_next_one() {
     let (bus, server, mut sockets) = node_with(vec![entry(13, 40, &[])]).await;
-    let mut client = Client::connect(&server).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&server, &mut sockets).await;
     bus.hear(entry(14, 41, &[]));
     assert_eq!(client.numbers(1).await, [14]);
     socket.join("late").unwrap();
@@ -361,8 +375,7 @@ async fn a_join_before_the_journal_was_lost_hides_nothing_of_the_next_one() {
     bus.set_journal(vec![again.clone()]);
     bus.hear(again);
     assert_eq!(client.numbers(1).await, [5]);
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     bus.hear(entry(6, 96, &["late"]));
     client.come_back(&server).await;
     assert_eq!(client.numbers(1).await, [6]);
@@ -372,26 +385,17 @@ async fn a_join_before_the_journal_was_lost_hides_nothing_of_the_next_one() {
 #[tokio::test]
 async fn authorizers_see_whether_a_client_comes_back() {
     let (asked, mut asks) = mpsc::unbounded_channel();
-    let namespace = main_namespace()
-        .recovery(Recovery {
-            authorizes_again: true,
-            ..Recovery::default()
-        })
-        .authorize(move |Recovering(comes_back)| {
-            asked.send(comes_back).unwrap();
-            async { Ok::<_, Refused>(()) }
-        });
+    let namespace = authorizing_again(true).authorize(move |Recovering(comes_back)| {
+        asked.send(comes_back).unwrap();
+        async { Ok::<_, Refused>(()) }
+    });
     let (server, mut sockets) = node_of(namespace, None).await;
-    let mut client = Client::connect(&server).await;
-    let socket = sockets.next().await;
-    client.reset();
-    is_gone(&socket).await;
+    let (mut client, socket) = connect(&server, &mut sockets).await;
+    client.lose(&socket).await;
     client.come_back(&server).await;
     assert_eq!(client.reply().await, client.reply);
     assert!(sockets.next().await.recovered());
-    let mut stream = WebSocket::open(server.address).await;
-    stream.send(r#"40{"pid":"unknown"}"#).await;
-    reply(&stream.text().await);
+    open(&server, r#"{"pid":"unknown"}"#).await;
     for comes_back in [false, true, false] {
         assert_eq!(asks.recv().await, Some(comes_back));
     }
@@ -429,12 +433,10 @@ async fn a_late_acknowledgement_does_not_answer_a_question_of_another_node() {
 async fn a_client_that_has_received_nothing_comes_back_too() {
     let (server, mut sockets) = node_of(recovering(), None).await;
     server.io.emit("n", 1).await.unwrap();
-    let mut client = Client::connect(&server).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&server, &mut sockets).await;
     let first = client.reply.sid.clone();
     // Nobody reads any more.
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     server.io.emit("n", 2).await.unwrap();
     client.come_back(&server).await;
     assert_eq!(client.numbers(1).await, [2]);
@@ -453,8 +455,7 @@ async fn a_client_comes_back_to_another_node_while_the_first_has_not_noticed() {
     });
     let (first, mut sockets) = node_of(namespace, Some(&bus)).await;
     let (second, mut others) = node_of(recovering(), Some(&bus)).await;
-    let mut client = Client::connect(&first).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&first, &mut sockets).await;
     socket.join("news").unwrap();
     second.io.to("news").emit("n", 1).await.unwrap();
     assert_eq!(client.numbers(1).await, [1]);
@@ -479,8 +480,7 @@ async fn a_client_comes_back_to_another_node_while_the_first_has_not_noticed() {
     })
     .await;
     // It can come back again: the end of the former socket has not touched the session.
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     client.come_back(&first).await;
     assert_eq!(client.reply().await.sid, id);
 }
@@ -488,31 +488,19 @@ async fn a_client_comes_back_to_another_node_while_the_first_has_not_noticed() {
 #[tokio::test]
 async fn of_clients_that_come_back_to_one_session_one_has_it() {
     let (server, mut sockets) = node_of(recovering(), None).await;
-    let mut client = Client::connect(&server).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&server, &mut sockets).await;
     server.io.emit("n", 1).await.unwrap();
     client.numbers(1).await;
     let auth = client.auth();
-    client.reset();
-    is_gone(&socket).await;
-    let connect = async || {
-        let mut stream = WebSocket::open(server.address).await;
-        stream.send(&format!("40{auth}")).await;
-        let reply = reply(&stream.text().await);
-        (stream, reply)
-    };
-    let connecting = futures_util::future::join_all((0..4).map(|_| connect()));
-    let connected = connecting.await;
+    client.lose(&socket).await;
+    let connecting = (0..4).map(|_| open(&server, &auth));
+    let connected = futures_util::future::join_all(connecting).await;
     let recovered = connected.iter().filter(|(_, reply)| *reply == client.reply);
     let recovered = recovered.count();
     assert!(recovered >= 1);
     // One that came later has taken the session from one that had it.
-    let mut target = server.io.of("/").in_(client.reply.sid.as_str());
-    target = target.local();
-    eventually("one socket has the id", || {
-        target.local_sockets().len() == 1
-    })
-    .await;
+    let has_id = || has_id(&server, &client) == 1;
+    eventually("one socket has the id", has_id).await;
     let fresh = 4 - recovered;
     eventually("the others have others", || {
         server.io.local().local_sockets().len() == 1 + fresh
@@ -526,33 +514,26 @@ async fn of_two_sockets_of_one_session_on_a_node_the_later_one_keeps_the_rooms()
     let (asked, mut asks) = mpsc::unbounded_channel();
     let gate = Gate::new();
     let passed = gate.clone();
-    let namespace = main_namespace()
-        .recovery(Recovery {
-            authorizes_again: true,
-            ..Recovery::default()
-        })
-        .authorize(move |Recovering(comes_back)| {
-            let (asked, gate) = (asked.clone(), passed.clone());
-            async move {
-                if comes_back {
-                    asked.send(()).unwrap();
-                    gate.pass().await;
-                }
-                Ok::<_, Refused>(())
+    let namespace = authorizing_again(true).authorize(move |Recovering(comes_back)| {
+        let (asked, gate) = (asked.clone(), passed.clone());
+        async move {
+            if comes_back {
+                asked.send(()).unwrap();
+                gate.pass().await;
             }
-        });
+            Ok::<_, Refused>(())
+        }
+    });
     let (namespace, mut sockets) = Sockets::of(namespace);
     // Both sockets are in one shard of the room index.
     let builder = Server::builder().namespace(namespace).bus(bus.clone());
     let first = TestServer::start(builder.lanes(1)).await;
     let (second, mut others) = node_of(recovering(), Some(&bus)).await;
-    let mut client = Client::connect(&first).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&first, &mut sockets).await;
     socket.join("news").unwrap();
     is_written(&first).await;
     sockets.next().await;
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     // It takes the session, and is admitted only after a client of the other node has taken it.
     client.come_back(&first).await;
     let mut early = client.stream.take().unwrap();
@@ -572,15 +553,7 @@ async fn of_two_sockets_of_one_session_on_a_node_the_later_one_keeps_the_rooms()
     assert!(sockets.next().await.rooms().contains(&"news".to_owned()));
     first.io.to("news").emit("n", 1).await.unwrap();
     assert_eq!(client.numbers(1).await, [1]);
-    assert_eq!(
-        first
-            .io
-            .in_(client.reply.sid.as_str())
-            .local()
-            .local_sockets()
-            .len(),
-        1
-    );
+    assert_eq!(has_id(&first, &client), 1);
 }
 
 #[tokio::test]
@@ -589,18 +562,12 @@ async fn a_session_whose_new_owner_ends_before_it_has_written_it_is_not_lost() {
     let (first, mut sockets) = node_of(recovering(), Some(&bus)).await;
     let (asked, mut asks) = mpsc::unbounded_channel();
     // It takes the session, and gets no further.
-    let namespace = main_namespace()
-        .recovery(Recovery {
-            authorizes_again: true,
-            ..Recovery::default()
-        })
-        .authorize(move || {
-            asked.send(()).unwrap();
-            std::future::pending::<Result<(), Refused>>()
-        });
+    let namespace = authorizing_again(true).authorize(move || {
+        asked.send(()).unwrap();
+        std::future::pending::<Result<(), Refused>>()
+    });
     let (second, _others) = node_of(namespace, Some(&bus)).await;
-    let mut client = Client::connect(&first).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&first, &mut sockets).await;
     let before = first.metric(WRITTEN);
     socket.join("news").unwrap();
     is_stored(&first, before).await;
@@ -625,22 +592,18 @@ async fn a_client_whose_missed_events_are_not_all_kept_is_a_new_one() {
     });
     let bus = MemoryBus::new();
     let (first, mut sockets) = node_of(namespace, Some(&bus)).await;
-    let mut client = Client::connect(&first).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&first, &mut sockets).await;
     first.io.emit("n", 0).await.unwrap();
     client.numbers(1).await;
     let auth = client.auth();
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     is_stored(&first, 0).await;
     for number in 1..6 {
         first.io.emit("n", number).await.unwrap();
     }
     // A node that was started later has no tail of its own.
     let (second, mut others) = node_of(recovering(), Some(&bus)).await;
-    let mut stream = WebSocket::open(second.address).await;
-    stream.send(&format!("40{auth}")).await;
-    let fresh = reply(&stream.text().await);
+    let (_stream, fresh) = open(&second, &auth).await;
     assert_ne!(fresh.sid, client.reply.sid);
     assert_ne!(fresh.pid, client.reply.pid);
     assert!(!others.next().await.recovered());
@@ -651,12 +614,10 @@ async fn a_client_whose_missed_events_are_not_all_kept_is_a_new_one() {
 async fn what_a_node_has_not_heard_is_read_from_the_journal() {
     let bus = MemoryBus::new();
     let (first, mut sockets) = node_of(recovering(), Some(&bus)).await;
-    let mut client = Client::connect(&first).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&first, &mut sockets).await;
     first.io.emit("n", 0).await.unwrap();
     client.numbers(1).await;
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     is_stored(&first, 0).await;
     for number in 1..250 {
         first.io.emit("n", number).await.unwrap();
@@ -674,8 +635,7 @@ async fn what_a_node_has_not_heard_is_read_from_the_journal() {
 async fn a_client_that_has_left_or_was_disconnected_cannot_come_back() {
     let (server, mut sockets) = node_of(recovering(), None).await;
     for by_server in [false, true] {
-        let mut client = Client::connect(&server).await;
-        let socket = sockets.next().await;
+        let (mut client, socket) = connect(&server, &mut sockets).await;
         server.io.emit("n", 1).await.unwrap();
         client.numbers(1).await;
         if by_server {
@@ -779,23 +739,17 @@ struct User {
 async fn data_are_kept_and_authorizers_run_again_only_if_they_shall() {
     for authorizes_again in [false, true] {
         let (asked, mut asks) = mpsc::unbounded_channel();
-        let namespace = main_namespace()
-            .recovery(Recovery {
-                authorizes_again,
-                ..Recovery::default()
-            })
+        let namespace = authorizing_again(authorizes_again)
             .recovered_data::<User>()
             .authorize(move || {
                 asked.send(()).unwrap();
                 async { Ok::<_, Refused>(()) }
             });
         let (server, mut sockets) = node_of(namespace, None).await;
-        let mut client = Client::connect(&server).await;
-        let socket = sockets.next().await;
+        let (mut client, socket) = connect(&server, &mut sockets).await;
         asks.recv().await.unwrap();
         socket.set_data(User { name: "Ada".into() });
-        client.reset();
-        is_gone(&socket).await;
+        client.lose(&socket).await;
         client.come_back(&server).await;
         let socket = sockets.next().await;
         assert!(socket.recovered());
@@ -809,24 +763,18 @@ async fn about_a_client_with_the_session_of_another_one_the_authorizers_decide_a
 {
     for authorizes_again in [false, true] {
         let (asked, mut asks) = mpsc::unbounded_channel();
-        let namespace = main_namespace()
-            .recovery(Recovery {
-                authorizes_again,
-                ..Recovery::default()
-            })
+        let namespace = authorizing_again(authorizes_again)
             .recovered_data_with(|_, _: Option<Arc<User>>| None)
             .authorize(move |Recovering(comes_back), id: SocketId| {
                 asked.send((comes_back, id.as_str().to_owned())).unwrap();
                 async { Ok::<_, Refused>(User { name: "Bob".into() }) }
             });
         let (server, mut sockets) = node_of(namespace, None).await;
-        let mut client = Client::connect(&server).await;
-        let socket = sockets.next().await;
+        let (mut client, socket) = connect(&server, &mut sockets).await;
         let first = client.reply.sid.clone();
         assert_eq!(asks.recv().await.unwrap(), (false, first.clone()));
         socket.join("news").unwrap();
-        client.reset();
-        is_gone(&socket).await;
+        client.lose(&socket).await;
         server.io.to("news").emit("n", 1).await.unwrap();
         client.come_back(&server).await;
         // Before any event, so it has got none of the session.
@@ -854,11 +802,7 @@ async fn about_a_client_with_the_session_of_another_one_the_authorizers_decide_a
 #[tokio::test]
 async fn authorizers_that_trust_a_session_may_refuse_a_client_that_it_does_not_belong_to() {
     let is_first = AtomicBool::new(true);
-    let namespace = main_namespace()
-        .recovery(Recovery {
-            authorizes_again: true,
-            ..Recovery::default()
-        })
+    let namespace = authorizing_again(true)
         .recovered_data_with(|_, _: Option<Arc<User>>| None)
         .authorize(move |Recovering(comes_back)| {
             let is_known = comes_back || is_first.swap(false, Ordering::Relaxed);
@@ -869,10 +813,8 @@ async fn authorizers_that_trust_a_session_may_refuse_a_client_that_it_does_not_b
             }
         });
     let (server, mut sockets) = node_of(namespace, None).await;
-    let mut client = Client::connect(&server).await;
-    let socket = sockets.next().await;
-    client.reset();
-    is_gone(&socket).await;
+    let (mut client, socket) = connect(&server, &mut sockets).await;
+    client.lose(&socket).await;
     client.come_back(&server).await;
     let refusal = r#"44{"message":"log in first"}"#;
     assert_eq!(client.stream().text().await, refusal);
@@ -884,25 +826,21 @@ async fn authorizers_that_trust_a_session_may_refuse_a_client_that_it_does_not_b
 #[tokio::test]
 async fn names_and_offsets_that_make_no_sense_are_those_of_new_clients() {
     let (server, mut sockets) = node_of(recovering(), None).await;
-    let mut client = Client::connect(&server).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&server, &mut sockets).await;
     let pid = client.reply.pid.clone();
     for auth in [
         r#"{"pid":7}"#.to_owned(),
         r#"{"pid":"x","offset":"1-1"}"#.to_owned(),
         r#"{"pid":null,"offset":[]}"#.to_owned(),
     ] {
-        let mut stream = WebSocket::open(server.address).await;
-        stream.send(&format!("40{auth}")).await;
-        let fresh = reply(&stream.text().await);
+        let (_stream, fresh) = open(&server, &auth).await;
         assert_ne!(fresh.sid, client.reply.sid);
         assert!(!sockets.next().await.recovered());
     }
     assert!(socket.is_connected());
     // The name is right, the place is not.
     let offset = "99999999999-1";
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     let mut stream = WebSocket::open(server.address).await;
     let auth = format!(r#"{{"pid":"{pid}","offset":"{offset}"}}"#);
     stream.send(&format!("40{auth}")).await;
@@ -973,8 +911,7 @@ async fn what_a_client_has_not_acknowledged_is_sent_again_on_another_node() {
     let bus = MemoryBus::new();
     let (first, mut sockets) = node_of(at_least_once(), Some(&bus)).await;
     let (second, mut others) = node_of(at_least_once(), Some(&bus)).await;
-    let mut client = Client::connect(&first).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&first, &mut sockets).await;
     socket.join(["news", "left"]).unwrap();
     emit(&second, &["news"], 1).await;
     first.io.emit("n", 2).await.unwrap();
@@ -988,8 +925,7 @@ async fn what_a_client_has_not_acknowledged_is_sent_again_on_another_node() {
     had_outcome(&first, "acknowledged", 2).await;
     // It was in the room when it received the event.
     socket.leave("left");
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     is_written(&first).await;
     emit(&first, &["news"], 7).await;
     emit(&first, &["left"], 8).await;
@@ -1009,8 +945,7 @@ async fn what_a_client_has_not_acknowledged_is_sent_again_on_another_node() {
     // One for each of the events: the other ones come too late.
     client.acknowledge(&[0, 1, 2, 3, 4]).await;
     had_outcome(&second, "acknowledged", 3).await;
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     is_written(&second).await;
     client.come_back(&first).await;
     assert_eq!(client.reply().await, client.reply);
@@ -1029,8 +964,7 @@ async fn a_client_that_receives_nothing_but_what_it_acknowledges_comes_back() {
         assert_eq!(client.numbers(1).await, [round]);
         client.acknowledge(&[0]).await;
         had_outcome(&server, "acknowledged", round + 1).await;
-        client.reset();
-        is_gone(&socket).await;
+        client.lose(&socket).await;
         client.come_back(&server).await;
         assert_eq!(client.reply().await, client.reply);
     }
@@ -1045,8 +979,7 @@ async fn a_client_cannot_come_back_if_what_it_has_to_acknowledge_is_not_kept() {
         ..JournalLimits::default()
     };
     let (server, mut sockets) = node_of(at_least_once().journal(limits), None).await;
-    let mut client = Client::connect(&server).await;
-    let socket = sockets.next().await;
+    let (mut client, socket) = connect(&server, &mut sockets).await;
     emit(&server, &[], 0).await;
     client.numbers(1).await;
     // The node keeps some in memory, and so many not.
@@ -1054,8 +987,7 @@ async fn a_client_cannot_come_back_if_what_it_has_to_acknowledge_is_not_kept() {
         server.io.emit("n", number).await.unwrap();
     }
     client.numbers(4199).await;
-    client.reset();
-    is_gone(&socket).await;
+    client.lose(&socket).await;
     client.come_back(&server).await;
     assert_ne!(client.reply().await.sid, client.reply.sid);
     counts(&server, "incomplete", 1).await;
@@ -1087,15 +1019,9 @@ async fn events_that_nobody_will_acknowledge_are_counted() {
 #[tokio::test]
 async fn an_event_that_cannot_be_emitted_at_least_once_is_an_error_that_names_the_reason() {
     let (server, _sockets) = node_of(recovering(), None).await;
-    let error = server
-        .io
-        .of("/")
-        .at_least_once()
-        .emit("n", 1)
-        .await
-        .unwrap_err();
+    let error = server.io.of("/").at_least_once().emit("n", 1).await;
     assert_eq!(
-        error.to_string(),
+        error.unwrap_err().to_string(),
         "cannot be emitted at least once: the namespace needs recovery with `at_least_once` turned on"
     );
     let (server, _sockets) = node_of(at_least_once(), None).await;

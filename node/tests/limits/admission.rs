@@ -14,22 +14,18 @@ const TARGET: &str = "/socket.io/?EIO=4&transport=polling";
 const AT_ONCE: usize = 20;
 
 pub(super) async fn one_connection_too_many_of_an_address_is_refused(limit: &str) {
-    let server = serve(|io, limits| {
-        limits.connections_per_address = Some(2);
-        io
-    })
-    .await;
+    let server = limited(|limits| limits.connections_per_address = Some(2)).await;
     let mut first = WebSocket::connect(server.address).await;
     let polling = Polling::connect(server.address).await;
-    let refused = http::request(server.address, "GET", TARGET, "").await;
+    let refused = http::get(server.address, TARGET).await;
     assert_eq!(refused.status, 429);
     let body = json!({ "limit": limit, "message": "too many connections from this address" });
     assert_eq!(json(&refused.body), body);
     assert_retry_after(&refused, 5);
-    let mut stream = TcpStream::connect(server.address).await.unwrap();
-    let request = websocket::request(websocket::NEW);
-    stream.write_all(request.as_bytes()).await.unwrap();
-    assert_eq!(http::response(&mut stream).await.status, 429);
+    assert_eq!(
+        WebSocket::refused(server.address, websocket::NEW).await,
+        429
+    );
     assert_eq!(server.reached(limit), 2);
     let other = server.bystander_from([127, 0, 0, 9]).await;
 
@@ -49,10 +45,9 @@ pub(super) async fn the_address_that_a_trusted_proxy_names_counts(limit: &str) {
     })
     .await;
     let open = async |client: &str| {
-        let mut stream = TcpStream::connect(server.address).await.unwrap();
         let head =
             format!("GET {TARGET} HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: {client}\r\n\r\n");
-        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut stream = http::send(server.address, head).await;
         http::response(&mut stream).await.status
     };
     assert_eq!(open("2001:db8:0:1::1").await, 200);
@@ -71,7 +66,7 @@ pub(super) async fn a_limit_that_is_replaced_holds_for_new_connections(limit: &s
     };
     server.io.set_limits(&limits(Some(1)));
     let mut counted = WebSocket::connect(server.address).await;
-    let refused = http::request(server.address, "GET", TARGET, "").await;
+    let refused = http::get(server.address, TARGET).await;
     assert_eq!(refused.status, 429);
     assert_eq!(server.reached(limit), 1);
     server.io.set_limits(&limits(None));
@@ -82,15 +77,11 @@ pub(super) async fn a_limit_that_is_replaced_holds_for_new_connections(limit: &s
 }
 
 pub(super) async fn new_connections_beyond_the_rate_come_later(limit: &str) {
-    let server = serve(|io, limits| {
-        limits.connect_rate = Some(Rate::per_second(1).burst(2));
-        io
-    })
-    .await;
+    let server = limited(|limits| limits.connect_rate = Some(Rate::per_second(1).burst(2))).await;
     let mut first = WebSocket::connect(server.address).await;
     let refused = within("one is refused", async {
         loop {
-            let response = http::request(server.address, "GET", TARGET, "").await;
+            let response = http::get(server.address, TARGET).await;
             if response.status != 200 {
                 return response;
             }
@@ -104,11 +95,7 @@ pub(super) async fn new_connections_beyond_the_rate_come_later(limit: &str) {
     assert_eq!(server.reached(limit), 1);
     first.assert_served().await;
     within("it may connect later", async {
-        while http::request(server.address, "GET", TARGET, "")
-            .await
-            .status
-            != 200
-        {
+        while http::get(server.address, TARGET).await.status != 200 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
@@ -116,11 +103,7 @@ pub(super) async fn new_connections_beyond_the_rate_come_later(limit: &str) {
 }
 
 pub(super) async fn events_beyond_the_rate_are_dropped_with_an_error(limit: &str) {
-    let server = serve(|io, limits| {
-        limits.event_rate = Some(Rate::per_second(1).burst(4));
-        io
-    })
-    .await;
+    let server = limited(|limits| limits.event_rate = Some(Rate::per_second(1).burst(4))).await;
     let mut bystander = server.bystander().await;
     let mut socket = WebSocket::connect(server.address).await;
     let acks = burst(&mut socket).await;
@@ -152,10 +135,7 @@ pub(super) async fn connects_beyond_the_rate_are_refused(limit: &str) {
     for _ in 0..AT_ONCE {
         socket.send("40/a,").await;
     }
-    let mut replies = Vec::new();
-    for _ in 0..AT_ONCE {
-        replies.push(socket.text().await);
-    }
+    let replies = socket.texts(AT_ONCE).await;
     assert!(replies[0].starts_with(r#"40/a,{"sid":"#), "{replies:?}");
     let refused = r#"44/a,{"message":"too many events","data":{"limit":"event_rate"}}"#;
     let count = replies.iter().filter(|reply| *reply == refused).count();
@@ -166,10 +146,9 @@ pub(super) async fn connects_beyond_the_rate_are_refused(limit: &str) {
 }
 
 pub(super) async fn events_beyond_the_rate_are_only_counted_if_the_policy_is_to_warn(limit: &str) {
-    let server = serve(|io, limits| {
+    let server = limited(|limits| {
         limits.event_rate = Some(Rate::per_second(1).burst(2));
         limits.rate_policy = RatePolicy::Warn;
-        io
     })
     .await;
     let mut socket = WebSocket::connect(server.address).await;
@@ -179,10 +158,9 @@ pub(super) async fn events_beyond_the_rate_are_only_counted_if_the_policy_is_to_
 }
 
 pub(super) async fn events_beyond_the_rate_close_the_connection_if_the_policy_says_so(limit: &str) {
-    let server = serve(|io, limits| {
+    let server = limited(|limits| {
         limits.event_rate = Some(Rate::per_second(1).burst(2));
         limits.rate_policy = RatePolicy::Close;
-        io
     })
     .await;
     let mut socket = WebSocket::connect(server.address).await;
@@ -198,11 +176,7 @@ pub(super) async fn events_beyond_the_rate_close_the_connection_if_the_policy_sa
 }
 
 pub(super) async fn bytes_beyond_the_rate_are_dropped_with_an_error(limit: &str) {
-    let server = serve(|io, limits| {
-        limits.byte_rate = Some(Rate::per_second(1).burst(200));
-        io
-    })
-    .await;
+    let server = limited(|limits| limits.byte_rate = Some(Rate::per_second(1).burst(200))).await;
     let mut socket = WebSocket::connect(server.address).await;
     let large = format!(r#"["echo","{}"]"#, "x".repeat(1000));
     assert!(socket.ask(&large).await.starts_with(r#"["xxx"#));
@@ -213,11 +187,7 @@ pub(super) async fn bytes_beyond_the_rate_are_dropped_with_an_error(limit: &str)
 }
 
 pub(super) async fn attachments_count_as_bytes(limit: &str) {
-    let server = serve(|io, limits| {
-        limits.byte_rate = Some(Rate::per_second(1).burst(200));
-        io
-    })
-    .await;
+    let server = limited(|limits| limits.byte_rate = Some(Rate::per_second(1).burst(200))).await;
     let mut socket = WebSocket::connect(server.address).await;
     socket
         .send(r#"451-["other",{"_placeholder":true,"num":0}]"#)

@@ -24,6 +24,18 @@ impl Response {
     }
 }
 
+/// Sends bytes on a connection of their own.
+pub(crate) async fn send(address: SocketAddr, bytes: impl AsRef<[u8]>) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(bytes.as_ref()).await.unwrap();
+    stream
+}
+
+/// Gets a target on a connection of its own.
+pub(crate) async fn get(address: SocketAddr, target: &str) -> Response {
+    request(address, "GET", target, "").await
+}
+
 /// Sends a request on a connection of its own and waits for the answer.
 pub(crate) async fn request(
     address: SocketAddr,
@@ -31,14 +43,12 @@ pub(crate) async fn request(
     target: &str,
     body: &str,
 ) -> Response {
-    let mut stream = TcpStream::connect(address).await.unwrap();
     let head = format!(
         "{method} {target} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\
          Content-Type: text/plain;charset=UTF-8\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
-    stream.write_all((head + body).as_bytes()).await.unwrap();
-    response(&mut stream).await
+    response(&mut send(address, head + body).await).await
 }
 
 /// Reads one answer; the body by its declared length.

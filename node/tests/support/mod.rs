@@ -63,10 +63,13 @@ impl Gate {
         self.0.add_permits(count);
     }
 
-    pub(crate) async fn pass(&self) {
-        // An error says that the gate is open.
-        if let Ok(permit) = self.0.acquire().await {
-            permit.forget();
+    pub(crate) fn pass(&self) -> impl Future<Output = ()> + Send + use<> {
+        let gate = Arc::clone(&self.0);
+        async move {
+            // An error says that the gate is open.
+            if let Ok(permit) = gate.acquire().await {
+                permit.forget();
+            }
         }
     }
 }

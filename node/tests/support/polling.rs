@@ -5,8 +5,11 @@ use std::{collections::VecDeque, net::SocketAddr};
 use super::{
     WebSocket,
     http::{self, Response},
-    within,
+    websocket, within,
 };
+
+/// Where a new session is opened.
+pub(crate) const NEW: &str = "/socket.io/?EIO=4&transport=polling";
 
 /// A session over HTTP. Each request has a connection of its own.
 pub(crate) struct Polling {
@@ -18,11 +21,11 @@ pub(crate) struct Polling {
 impl Polling {
     /// Opens a session.
     pub(crate) async fn open(address: SocketAddr) -> Self {
-        Self::open_at(address, "/socket.io/?EIO=4&transport=polling").await
+        Self::open_at(address, NEW).await
     }
 
     pub(crate) async fn open_at(address: SocketAddr, target: &str) -> Self {
-        let response = http::request(address, "GET", target, "").await;
+        let response = http::get(address, target).await;
         assert_eq!(response.status, 200, "{response:?}");
         let open = response.body.strip_prefix(r#"0{"sid":""#).unwrap();
         let sid = open.split('"').next().unwrap().to_owned();
@@ -44,13 +47,15 @@ impl Polling {
 
     /// The path of the session's requests.
     pub(crate) fn target(&self) -> String {
-        format!("/socket.io/?EIO=4&transport=polling&sid={}", self.sid)
+        format!("{NEW}&sid={}", self.sid)
     }
 
     pub(crate) async fn get(&self) -> Response {
-        let target = self.target();
-        let request = http::request(self.address, "GET", &target, "");
-        within("the answer to a poll", request).await
+        within(
+            "the answer to a poll",
+            http::get(self.address, &self.target()),
+        )
+        .await
     }
 
     pub(crate) async fn post(&self, body: &str) -> Response {
@@ -95,10 +100,14 @@ impl Polling {
         );
     }
 
+    /// The path of the WebSocket that shall take over.
+    pub(crate) fn upgrade_target(&self) -> String {
+        format!("{}&sid={}", websocket::NEW, self.sid)
+    }
+
     /// Opens the WebSocket that shall take over.
     pub(crate) async fn probe(&self) -> WebSocket {
-        let target = format!("/socket.io/?EIO=4&transport=websocket&sid={}", self.sid);
-        let mut socket = WebSocket::upgrade(self.address, &target).await;
+        let mut socket = WebSocket::upgrade(self.address, &self.upgrade_target()).await;
         socket.send("2probe").await;
         assert_eq!(socket.text().await, "3probe");
         socket

@@ -10,7 +10,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{WebSocket, eventually, websocket, within};
+use super::{WebSocket, eventually, within};
 
 /// A server that serves until it is dropped.
 pub(crate) struct TestServer {
@@ -22,6 +22,17 @@ pub(crate) struct TestServer {
 impl TestServer {
     pub(crate) async fn start(builder: Builder) -> Self {
         Self::start_with(builder, |serve| serve).await
+    }
+
+    /// A server with this namespace alone.
+    pub(crate) async fn of(namespace: Namespace) -> Self {
+        Self::start(Server::builder().namespace(namespace)).await
+    }
+
+    /// The same with the sockets that connect to the namespace.
+    pub(crate) async fn with_sockets(namespace: Namespace) -> (Self, Sockets) {
+        let (namespace, sockets) = Sockets::of(namespace);
+        (Self::of(namespace).await, sockets)
     }
 
     /// A server whose listener has settings of its own.
@@ -65,11 +76,13 @@ impl TestServer {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((address, 0).into()).unwrap();
         let stream = socket.connect(self.address).await.unwrap();
-        let mut websocket = WebSocket::over(stream, websocket::NEW).await;
-        let open = websocket.text().await;
-        assert!(open.starts_with("0{"), "{open}");
-        websocket.join("/").await;
-        websocket
+        WebSocket::connect_over(stream).await
+    }
+
+    /// Begins to close the server.
+    pub(crate) fn close(&self) -> JoinHandle<()> {
+        let io = self.io.clone();
+        tokio::spawn(async move { io.close().await })
     }
 
     /// The value of one time series, `name{label="value"}`; zero if there is none yet.
@@ -176,5 +189,11 @@ impl Sockets {
 
     pub(crate) async fn next(&mut self) -> Socket {
         within("a socket connects", self.0.recv()).await.unwrap()
+    }
+
+    /// Connects a client, and returns both ends.
+    pub(crate) async fn connect(&mut self, server: &TestServer) -> (WebSocket, Socket) {
+        let client = WebSocket::connect(server.address).await;
+        (client, self.next().await)
     }
 }

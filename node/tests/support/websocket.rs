@@ -38,9 +38,12 @@ pub(crate) enum Message {
 impl WebSocket {
     /// Opens a session and takes its first packet.
     pub(crate) async fn open(address: SocketAddr) -> Self {
-        let mut socket = Self::upgrade(address, NEW).await;
-        let open = socket.text().await;
-        assert!(open.starts_with("0{"), "{open}");
+        Self::open_at(address, NEW).await
+    }
+
+    pub(crate) async fn open_at(address: SocketAddr, target: &str) -> Self {
+        let mut socket = Self::upgrade(address, target).await;
+        socket.begin().await;
         socket
     }
 
@@ -58,6 +61,12 @@ impl WebSocket {
         Self::over(stream, target).await
     }
 
+    /// The status with which a handshake is refused.
+    pub(crate) async fn refused(address: SocketAddr, target: &str) -> u16 {
+        let mut stream = http::send(address, request(target)).await;
+        http::response(&mut stream).await.status
+    }
+
     /// Ends the connection as a crash would: with a reset.
     pub(crate) fn reset(self) {
         self.stream.set_zero_linger().unwrap();
@@ -68,6 +77,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
     pub(crate) async fn over(mut stream: S, target: &str) -> Self {
         stream.write_all(request(target).as_bytes()).await.unwrap();
         Self::upgraded(stream).await
+    }
+
+    /// Opens a session on this stream and connects to the main namespace.
+    pub(crate) async fn connect_over(stream: S) -> Self {
+        let mut socket = Self::over(stream, NEW).await;
+        socket.begin().await;
+        socket.join("/").await;
+        socket
+    }
+
+    /// Takes the first packet of a session.
+    pub(crate) async fn begin(&mut self) {
+        let open = self.text().await;
+        assert!(open.starts_with("0{"), "{open}");
     }
 
     /// Waits for the answer to a handshake that was sent already.
@@ -156,6 +179,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
                 other => panic!("{other:?} instead of a text"),
             }
         }
+    }
+
+    /// The next texts, so many.
+    pub(crate) async fn texts(&mut self, count: usize) -> Vec<String> {
+        let mut texts = Vec::new();
+        for _ in 0..count {
+            texts.push(self.text().await);
+        }
+        texts
     }
 
     /// Waits for the end; answers the code of the close frame. None: it was closed without a
