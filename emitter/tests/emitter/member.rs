@@ -95,6 +95,16 @@ impl Member {
         }
     }
 
+    /// Waits for the next question.
+    pub(crate) async fn until_asked(&mut self) -> Question {
+        loop {
+            let noticed = self.noticed.recv().await.expect("a question comes");
+            if let Noticed::Question(_, question) = noticed {
+                return question;
+            }
+        }
+    }
+
     /// It has no lease any more and is not asked, but listens to answers as long as the result lives.
     pub(crate) async fn retire(self, url: &str) -> Ear {
         let own = uid(&self.node, "/", Dialect::Classic);

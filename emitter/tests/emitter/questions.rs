@@ -80,16 +80,12 @@ async fn rooms_of_a_confirmed_broadcast_are_told_in_the_question_too() {
             to.emit_confirmed("hello", 1).await.unwrap().sockets,
             Some(1)
         );
-        loop {
-            if let Noticed::Question(_, question) = member.noticed.recv().await.unwrap() {
-                let Question::Reached(target) = question else {
-                    panic!("{question:?}");
-                };
-                assert_eq!(target.rooms, ["a", "b"].map(Box::from));
-                assert_eq!(target.except, ["c"].map(Box::from));
-                break;
-            }
-        }
+        let question = member.until_asked().await;
+        let Question::Reached(target) = question else {
+            panic!("{question:?}");
+        };
+        assert_eq!(target.rooms, ["a", "b"].map(Box::from));
+        assert_eq!(target.except, ["c"].map(Box::from));
     }
 }
 
@@ -139,7 +135,7 @@ async fn a_node_that_dies_is_not_waited_for() {
     let emitter = emitter(&redis, Dialect::Classic).await;
     let to = emitter.of("/").timeout(DEADLINE * 10);
     let asking = tokio::spawn(to.emit_confirmed("hello", ()));
-    while !matches!(dying.noticed.recv().await, Some(Noticed::Question(..))) {}
+    dying.until_asked().await;
     dying.die().await;
     let confirmed = timeout(DEADLINE, asking)
         .await
@@ -179,7 +175,7 @@ async fn a_node_that_comes_after_the_question_is_not_waited_for() {
         let emitter = emitter(&redis, dialect).await;
         let to = emitter.of("/").timeout(DEADLINE * 10);
         let asking = tokio::spawn(to.emit_confirmed("hello", ()));
-        while !matches!(dying.noticed.recv().await, Some(Noticed::Question(..))) {}
+        dying.until_asked().await;
         let _late = Member::join(&url, dialect, Kin::Own("late"), silent).await;
         let _theirs = Member::join(&url, dialect, Kin::Node, silent).await;
         dying.die().await;
@@ -251,10 +247,9 @@ async fn acknowledgements_are_collected_from_ours_and_from_others() {
             (answers.missing_unnamed, answers.silent_nodes.len()),
             (0, 0)
         );
-        let Some(Noticed::Question(_, Question::Acks { event, timeout, .. })) =
-            theirs.noticed.recv().await
-        else {
-            panic!("not asked");
+        let question = theirs.until_asked().await;
+        let Question::Acks { event, timeout, .. } = question else {
+            panic!("{question:?}");
         };
         assert_eq!((&*event, timeout), ("vote?", Duration::from_secs(5)));
     }
@@ -303,7 +298,7 @@ async fn a_lost_connection_for_answers_ends_the_wait_and_the_next_question_opens
     let emitter = emitter(&redis, Dialect::Classic).await;
     let to = emitter.of("/").timeout(DEADLINE * 10);
     let asking = tokio::spawn(to.emit_confirmed("hello", ()));
-    while !matches!(member.noticed.recv().await, Some(Noticed::Question(..))) {}
+    member.until_asked().await;
 
     let mut operator = connect(&url).await;
     let clients = operator

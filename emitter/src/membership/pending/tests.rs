@@ -18,66 +18,72 @@ fn reached(sockets: usize) -> Reply {
     Reply::Answer(Answer::Reached(sockets))
 }
 
+/// How long a question waits at most.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
 fn names(silent: &[NodeId]) -> Vec<&str> {
     silent.iter().map(NodeId::as_str).collect()
 }
 
-/// Asks with these rosters, of which the last one stays; `receive` answers before the wait begins.
-async fn gather(
-    rosters: Vec<Roster>,
-    receive: impl FnOnce(&PendingQuestions),
+fn answer(asking: &PendingQuestions, node: &str) {
+    let node = (node != FOREIGN).then(|| NodeId::new(node));
+    assert!(asking.receive("q", node, reached(1)));
+}
+
+/// Waits for the answers, and measures how long.
+async fn gather<F: Future<Output = Result<Roster, Infallible>>>(
+    waiting: Waiting,
+    is_quick: bool,
+    look: impl FnMut(Vec<NodeId>) -> F,
 ) -> (Outcome, Duration) {
-    let asking = PendingQuestions::new();
-    let waiting = asking.open("q").unwrap();
-    receive(&asking);
-    let mut looks = 0;
-    let look = |_| {
-        looks += 1;
-        ready(Ok::<_, Infallible>(
-            rosters[(looks - 1).min(rosters.len() - 1)].clone(),
-        ))
-    };
     let started = time::Instant::now();
-    let gathering = waiting.gather(Duration::from_secs(5), true, look);
+    let gathering = waiting.gather(TIMEOUT, is_quick, look);
     (gathering.await.unwrap(), started.elapsed())
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_answers_are_there_at_once() {
-    let (outcome, took) = gather(vec![roster(&["a", "b"], &[], 1)], |asking| {
-        assert!(asking.receive("q", Some(NodeId::new("a")), reached(1)));
-        assert!(asking.receive("q", Some(NodeId::new("b")), reached(2)));
-        assert!(asking.receive("q", None, reached(3)));
-        assert!(!asking.receive("other", None, reached(4)));
-    })
-    .await;
-    assert_eq!(took, Duration::ZERO);
-    assert!(outcome.is_complete);
-    assert_eq!(outcome.answered.answers.len(), 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_node_that_dies_is_silent_before_the_time_is_over() {
-    let rosters = vec![roster(&["a", "b"], &[], 0), roster(&["a"], &[], 0)];
-    let (outcome, took) = gather(rosters, |asking| {
-        asking.receive("q", Some(NodeId::new("a")), reached(1));
-    })
-    .await;
-    assert_eq!(took, LOOK_INTERVAL);
-    assert_eq!(names(&outcome.answered.silent), ["b"]);
-    assert!(!outcome.is_complete);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_stalled_node_that_does_not_answer_shortly_is_silent() {
-    let (outcome, took) = gather(vec![roster(&["a"], &["s"], 0)], |asking| {
-        asking.receive("q", Some(NodeId::new("a")), reached(1));
-    })
-    .await;
-    assert_eq!(
-        (took, names(&outcome.answered.silent)),
-        (SECOND_CHANCE, vec!["s"])
-    );
+async fn members_are_waited_for_as_long_as_they_may_answer() {
+    let mut deaf = roster(&["a"], &[], 0);
+    deaf.deaf = vec![NodeId::new("deaf")];
+    let all = vec![roster(&["a", "b"], &[], 1)];
+    let dying = vec![roster(&["a", "b"], &[], 0), roster(&["a"], &[], 0)];
+    // Too young to have a lease at the first look.
+    let young = vec![roster(&["a"], &[], 1), roster(&["a", "young"], &[], 0)];
+    for (rosters, answering, silent, expected) in [
+        (all, &["a", "b", FOREIGN][..], &[][..], Duration::ZERO),
+        (dying, &["a"], &["b"], LOOK_INTERVAL),
+        (
+            vec![roster(&["a"], &["stalled"], 0)],
+            &["a"],
+            &["stalled"],
+            SECOND_CHANCE,
+        ),
+        (vec![deaf], &["a"], &["deaf"], Duration::ZERO),
+        (vec![roster(&[], &[], 2)], &[FOREIGN], &[FOREIGN], TIMEOUT),
+        (young.clone(), &["a", "young"], &[], Duration::ZERO),
+        (young, &["a"], &["young"], TIMEOUT),
+        // One that has gone is not taken for the foreign one.
+        (
+            vec![roster(&["a"], &[], 1)],
+            &["a", "gone"],
+            &[FOREIGN],
+            TIMEOUT,
+        ),
+    ] {
+        let asking = PendingQuestions::new();
+        let waiting = asking.open("q").unwrap();
+        answering.iter().for_each(|node| answer(&asking, node));
+        assert!(!asking.receive("other", None, reached(1)));
+        // The last roster stays.
+        let mut looks = rosters
+            .iter()
+            .chain(std::iter::repeat(&rosters[rosters.len() - 1]));
+        let look = |_| ready(Ok(looks.next().unwrap().clone()));
+        let (outcome, took) = gather(waiting, true, look).await;
+        assert_eq!(names(&outcome.answered.silent), silent, "{rosters:?}");
+        assert_eq!(outcome.answered.answers.len(), answering.len());
+        assert_eq!((outcome.is_complete, took), (silent.is_empty(), expected));
+    }
 }
 
 /// As while Redis refuses writes: no lease is renewed, and every node lives.
@@ -85,79 +91,34 @@ async fn a_stalled_node_that_does_not_answer_shortly_is_silent() {
 async fn a_node_whose_lease_is_over_is_waited_for_shortly() {
     let asking = PendingQuestions::new();
     let waiting = asking.open("q").unwrap();
-    let look = |_| ready(Ok::<_, Infallible>(roster(&[], &["a", "b"], 0)));
-    let answer = async {
-        time::sleep(Duration::from_millis(20)).await;
-        asking.receive("q", Some(NodeId::new("a")), reached(1));
-        time::sleep(Duration::from_millis(20)).await;
-        asking.receive("q", Some(NodeId::new("b")), reached(2));
+    let look = |_| ready(Ok(roster(&[], &["a", "b"], 0)));
+    let answers = async {
+        for node in ["a", "b"] {
+            time::sleep(Duration::from_millis(20)).await;
+            answer(&asking, node);
+        }
     };
-    let started = time::Instant::now();
-    let gathering = waiting.gather(Duration::from_secs(5), true, look);
-    let (outcome, ()) = tokio::join!(gathering, answer);
-    let outcome = outcome.unwrap();
-    assert_eq!(started.elapsed(), Duration::from_millis(40));
+    let ((outcome, took), ()) = tokio::join!(gather(waiting, true, look), answers);
+    assert_eq!(took, Duration::from_millis(40));
     assert!(outcome.is_complete);
     assert_eq!(outcome.answered.answers.len(), 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn foreign_servers_that_stay_silent_are_counted_when_the_time_is_over() {
-    let (outcome, took) = gather(vec![roster(&[], &[], 2)], |asking| {
-        asking.receive("q", None, reached(1));
-    })
-    .await;
-    assert_eq!(took, Duration::from_secs(5));
-    assert_eq!(names(&outcome.answered.silent), [FOREIGN]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_node_that_was_too_young_to_be_known_is_not_foreign() {
-    let rosters = vec![roster(&["a"], &[], 1), roster(&["a", "young"], &[], 0)];
-    let (outcome, took) = gather(rosters.clone(), |asking| {
-        asking.receive("q", Some(NodeId::new("a")), reached(1));
-        asking.receive("q", Some(NodeId::new("young")), reached(1));
-    })
-    .await;
-    assert_eq!(took, Duration::ZERO);
-    assert!(outcome.is_complete);
-    let (outcome, took) = gather(rosters, |asking| {
-        asking.receive("q", Some(NodeId::new("a")), reached(1));
-    })
-    .await;
-    assert_eq!(took, Duration::from_secs(5));
-    assert_eq!(names(&outcome.answered.silent), ["young"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_node_that_has_answered_and_gone_is_not_taken_for_a_foreign_one() {
-    let (outcome, took) = gather(vec![roster(&["a"], &[], 1)], |asking| {
-        asking.receive("q", Some(NodeId::new("a")), reached(1));
-        asking.receive("q", Some(NodeId::new("gone")), reached(1));
-    })
-    .await;
-    assert_eq!(took, Duration::from_secs(5));
-    assert_eq!(names(&outcome.answered.silent), [FOREIGN]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_node_without_a_lease_that_answers_is_looked_for_and_not_taken_for_a_foreign_one() {
     let asking = PendingQuestions::new();
     let waiting = asking.open("q").unwrap();
-    asking.receive("q", Some(NodeId::new("a")), reached(1));
-    asking.receive("q", Some(NodeId::new("leaseless")), reached(2));
+    answer(&asking, "a");
+    answer(&asking, "leaseless");
     let look = |unknown: Vec<NodeId>| {
-        ready(Ok::<_, Infallible>(match &unknown[..] {
+        ready(Ok(match &unknown[..] {
             [] => roster(&["a"], &[], 1),
             [node] => roster(&["a"], &[node.as_str()], 0),
             _ => panic!("{unknown:?}"),
         }))
     };
-    let started = time::Instant::now();
-    let gathering = waiting.gather(Duration::from_secs(5), true, look);
-    let outcome = gathering.await.unwrap();
-    assert_eq!(started.elapsed(), Duration::ZERO);
-    assert!(outcome.is_complete);
+    let (outcome, took) = gather(waiting, true, look).await;
+    assert_eq!((outcome.is_complete, took), (true, Duration::ZERO));
     assert_eq!(outcome.answered.answers.len(), 2);
     assert_eq!(outcome.without_lease, [NodeId::new("leaseless")]);
 }
@@ -168,43 +129,40 @@ async fn a_foreign_server_that_did_not_answer_delays_the_next_question_little() 
     let ask = async |is_quick, answers| {
         let waiting = asking.open("q").unwrap();
         if answers {
-            asking.receive("q", None, reached(1));
+            answer(&asking, FOREIGN);
         }
-        let look = |_| ready(Ok::<_, Infallible>(roster(&[], &[], 1)));
-        let started = time::Instant::now();
-        let gathering = waiting.gather(Duration::from_secs(5), is_quick, look);
-        let outcome = gathering.await.unwrap();
+        let look = |_| ready(Ok(roster(&[], &[], 1)));
+        let (outcome, took) = gather(waiting, is_quick, look).await;
         assert_eq!(outcome.answered.silent.is_empty(), answers);
-        started.elapsed()
+        took
     };
-    let whole = Duration::from_secs(5);
-    assert_eq!(ask(true, false).await, whole);
+    assert_eq!(ask(true, false).await, TIMEOUT);
     for _ in 0..2 {
         assert_eq!(ask(true, false).await, SECOND_CHANCE);
     }
     // A handler may take long, and says nothing about other questions.
-    assert_eq!(ask(false, false).await, whole);
+    assert_eq!(ask(false, false).await, TIMEOUT);
     // It is back: from now on it is waited for again.
     assert_eq!(ask(true, true).await, Duration::ZERO);
-    assert_eq!(ask(true, false).await, whole);
+    assert_eq!(ask(true, false).await, TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]
 async fn acknowledgements_of_foreign_sockets_are_awaited_one_by_one() {
-    let ack = || Reply::Acknowledged(Args::encode(&("pong",)).unwrap());
-    let (outcome, took) = gather(vec![roster(&[], &[], 1)], |asking| {
+    let asking = PendingQuestions::new();
+    let ask = async |acks| {
+        let waiting = asking.open("q").unwrap();
         asking.receive("q", None, Reply::Asked(2));
-        asking.receive("q", None, ack());
-        asking.receive("q", None, ack());
-    })
-    .await;
+        for _ in 0..acks {
+            let pong = Args::encode(&("pong",)).unwrap();
+            asking.receive("q", None, Reply::Acknowledged(pong));
+        }
+        gather(waiting, true, |_| ready(Ok(roster(&[], &[], 1)))).await
+    };
+    let (outcome, took) = ask(2).await;
     assert_eq!((took, outcome.is_complete), (Duration::ZERO, true));
-    let (outcome, took) = gather(vec![roster(&[], &[], 1)], |asking| {
-        asking.receive("q", None, Reply::Asked(2));
-        asking.receive("q", None, ack());
-    })
-    .await;
-    assert_eq!((took, outcome.is_complete), (Duration::from_secs(5), false));
+    let (outcome, took) = ask(1).await;
+    assert_eq!((took, outcome.is_complete), (TIMEOUT, false));
     assert!(outcome.answered.silent.is_empty());
     let [
         Answer::Acks {
@@ -223,9 +181,7 @@ async fn acknowledgements_of_foreign_sockets_are_awaited_one_by_one() {
 async fn a_look_that_hangs_ends_with_the_time() {
     let asking = PendingQuestions::new();
     let waiting = asking.open("q").unwrap();
-    let hang = |_| std::future::pending::<Result<Roster, Infallible>>();
-    let gathering = waiting.gather(Duration::from_secs(5), true, hang);
-    let outcome = gathering.await.unwrap();
+    let (outcome, _) = gather(waiting, true, |_| std::future::pending()).await;
     assert!(outcome.answered.answers.is_empty());
 }
 
@@ -239,16 +195,4 @@ fn the_number_of_questions_is_limited_and_a_forgotten_one_makes_room() {
     waiting.pop();
     assert!(asking.open("x").is_ok());
     assert!(!asking.is_waiting("x"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_deaf_node_is_silent_and_not_waited_for() {
-    let mut deaf = roster(&["here"], &[], 0);
-    deaf.deaf = vec![NodeId::new("deaf")];
-    let (outcome, took) = gather(vec![deaf], |asking| {
-        assert!(asking.receive("q", Some(NodeId::new("here")), reached(1)));
-    })
-    .await;
-    assert_eq!(names(&outcome.answered.silent), ["deaf"]);
-    assert_eq!((outcome.is_complete, took), (false, Duration::ZERO));
 }
