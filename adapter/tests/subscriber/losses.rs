@@ -18,8 +18,14 @@ use crate::{
     server::{Client, wait_until},
 };
 
+const PROBE_TIMEOUT: Duration = Duration::from_millis(400);
+
+const PROBE_LATE: DownReason = DownReason::ProbeLate {
+    after: PROBE_TIMEOUT,
+};
+
 fn quick(config: &mut SubscriberConfig) {
-    config.probe_timeout = Duration::from_millis(400);
+    config.probe_timeout = PROBE_TIMEOUT;
 }
 
 #[test]
@@ -27,9 +33,7 @@ fn the_gap_encloses_what_was_lost() {
     let server = Redis::start();
     let side = runtime();
     let proxy = Proxy::start(&side, server.port);
-    let link = Link::start(&proxy.url(), server.port, |_| ());
-    link.subscribe_confirmed(["a"]);
-    link.wait_until_healthy();
+    let link = Link::start(&proxy.url(), server.port, |_| ()).with_a();
     let mut client = Client::connect(&server);
     let mut published = Vec::new();
     let mut publish = |count| {
@@ -108,18 +112,10 @@ fn a_server_that_died_and_came_back_empty_is_subscribed_again() {
 #[test]
 fn a_server_that_hangs_is_given_up_and_found_again() {
     let server = Redis::start();
-    let link = Link::start(&server.url(), server.port, quick);
-    link.subscribe_confirmed(["a"]);
-    link.wait_until_healthy();
+    let link = Link::start(&server.url(), server.port, quick).with_a();
     let mut client = Client::connect(&server);
     client.command(&["CLIENT", "PAUSE", "1500", "ALL"]);
-    let reason = link.recorder.wait_for_down();
-    assert_eq!(
-        reason,
-        DownReason::ProbeLate {
-            after: Duration::from_millis(400)
-        }
-    );
+    assert_eq!(link.recorder.wait_for_down(), PROBE_LATE);
     link.recorder.wait_for_gap();
     link.wait_until_healthy();
     client.publish("a", "1");
@@ -131,19 +127,11 @@ fn a_half_open_connection_is_noticed() {
     let server = Redis::start();
     let side = runtime();
     let proxy = Proxy::start(&side, server.port);
-    let link = Link::start(&proxy.url(), server.port, quick);
-    link.subscribe_confirmed(["a"]);
-    link.wait_until_healthy();
+    let link = Link::start(&proxy.url(), server.port, quick).with_a();
     proxy.set(Mode::Dead);
     let mut client = Client::connect(&server);
     assert_eq!(client.publish("a", "lost"), 1, "Redis knows nothing of it");
-    let reason = link.recorder.wait_for_down();
-    assert_eq!(
-        reason,
-        DownReason::ProbeLate {
-            after: Duration::from_millis(400)
-        }
-    );
+    assert_eq!(link.recorder.wait_for_down(), PROBE_LATE);
     proxy.set(Mode::Forwarding);
     link.recorder.wait_for_gap();
     assert_eq!(client.publish("a", "2"), 1, "the old connection is ended");
@@ -164,9 +152,7 @@ fn a_primary_that_is_demoted_is_left_for_the_one_that_its_name_leads_to() {
     let side = runtime();
     let name = Proxy::start(&side, old.port);
     // Probes come back as long as their publisher has not noticed the failover either.
-    let link = Link::start(&name.url(), old.port, |_| ());
-    link.subscribe_confirmed(["a"]);
-    link.wait_until_healthy();
+    let link = Link::start(&name.url(), old.port, |_| ()).with_a();
     new_client.command(&["REPLICAOF", "NO", "ONE"]);
     old_client.command(&follow(new.port).each_ref().map(String::as_str));
     name.point_to(new.port);
@@ -208,9 +194,7 @@ fn a_connection_is_not_given_up_while_nobody_can_send_probes() {
 #[test]
 fn a_sink_that_was_blocked_reads_what_waits_before_the_connection_is_judged() {
     let server = Redis::start();
-    let link = Link::start(&server.url(), server.port, quick);
-    link.subscribe_confirmed(["a"]);
-    link.wait_until_healthy();
+    let link = Link::start(&server.url(), server.port, quick).with_a();
     link.recorder.block("a");
     let mut client = Client::connect(&server);
     client.publish("a", "1");
@@ -232,9 +216,7 @@ fn a_sink_that_was_blocked_reads_what_waits_before_the_connection_is_judged() {
 #[test]
 fn a_sink_that_stalls_makes_redis_wait_and_cut_and_nothing_queues_here() {
     let server = Redis::with(&["--client-output-buffer-limit", "pubsub 1mb 0 0"]);
-    let link = Link::of(&server);
-    link.subscribe_confirmed(["a"]);
-    link.wait_until_healthy();
+    let link = Link::of(&server).with_a();
     link.recorder.block("a");
     let mut client = Client::connect(&server);
     let payload = "x".repeat(100_000);
@@ -244,8 +226,7 @@ fn a_sink_that_stalls_makes_redis_wait_and_cut_and_nothing_queues_here() {
         client.publish("a", &payload) == 0
     });
     link.recorder.unblock();
-    let reason = link.recorder.wait_for_down();
-    assert_eq!(reason, DownReason::Lost);
+    assert_eq!(link.recorder.wait_for_down(), DownReason::Lost);
     link.recorder.wait_for_gap();
     client.publish("a", "end");
     link.recorder.wait_for_message("a", "end");

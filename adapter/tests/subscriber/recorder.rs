@@ -192,6 +192,14 @@ impl Link {
         Self::launch(Endpoint::new(url.parse().unwrap()), config)
     }
 
+    /// With the channel `a`, when a probe has come back.
+    #[track_caller]
+    pub(crate) fn with_a(self) -> Self {
+        self.subscribe_confirmed(["a"]);
+        self.wait_until_healthy();
+        self
+    }
+
     pub(crate) fn launch(endpoint: Endpoint, config: SubscriberConfig) -> Self {
         let runtime = runtime();
         let recorder = Recorder::default();
