@@ -555,15 +555,13 @@ fn digits_end(bytes: &[u8], at: usize) -> Result<usize, usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use super::*;
 
     fn tokens(text: &str) -> Result<Vec<Token<'_>>, JsonError> {
         let mut tokens = Tokens::new(text, MAX_DEPTH);
-        let mut all = Vec::new();
-        while let Some(token) = tokens.token()? {
-            all.push(token);
-        }
-        Ok(all)
+        iter::from_fn(|| tokens.token().transpose()).collect()
     }
 
     #[test]
@@ -700,17 +698,7 @@ mod tests {
     #[test]
     fn the_depth_limit_is_exact() {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
-        let check = |depth, limit| {
-            let text = nested(depth);
-            let mut tokens = Tokens::new(&text, limit);
-            loop {
-                match tokens.token() {
-                    Ok(Some(_)) => {}
-                    Ok(None) => return Ok(()),
-                    Err(error) => return Err(error),
-                }
-            }
-        };
+        let check = |depth, limit| Tokens::new(&nested(depth), limit).finish();
         assert_eq!(check(3, 3), Ok(()));
         assert_eq!(check(4, 3), Err(JsonError::TooDeep { limit: 3 }));
         for depth in [127, 128, 129, 255, 256, 257, MAX_DEPTH] {
