@@ -34,6 +34,7 @@ mod batches;
 use std::{
     future::ready,
     sync::{Arc, LazyLock},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -47,8 +48,7 @@ use roomcast_protocol::{
     args::Args,
     channel::Kind,
     message::{Broadcast, Message, Position},
-    signing::Rejection,
-    wire::{Incoming, WireError, placed},
+    wire::{Incoming, placed},
 };
 use tokio::time::Instant;
 
@@ -91,12 +91,8 @@ impl RedisLog {
     ) -> Self {
         let names = Arc::new(Names::new(outgoing.wire.channels(), &namespace.name));
         let batches = limits.journal.map(|kept| {
-            let numbers = [
-                counter_life(limits),
-                kept.messages.max(1) as u64,
-                kept.bytes as u64,
-                seconds(kept.age),
-            ];
+            let numbers = [counter_life(limits)].into_iter();
+            let numbers = numbers.chain(bounds(kept.messages, kept.bytes, kept.age));
             let mut settings = vec![names.channel.as_bytes().to_vec(), names.publish.into()];
             settings.extend(numbers.map(|number| number.to_string().into_bytes()));
             Batches::new(outgoing, &names, settings)
@@ -154,13 +150,11 @@ impl RedisLog {
         let mut numbers = vec![counter_life(self.limits), u64::from(journal.is_some())];
         if let Some(limits) = journal {
             keys.push(self.names.journal.to_string());
-            numbers.push(limits.messages.max(1) as u64);
-            numbers.extend([limits.bytes as u64, seconds(limits.age)]);
+            numbers.extend(bounds(limits.messages, limits.bytes, limits.age));
         }
         // The order of keys and numbers is that of the script.
         keys.push(self.room(room));
-        numbers.push(history.messages.max(1) as u64);
-        numbers.extend([history.bytes as u64, seconds(history.age)]);
+        numbers.extend(bounds(history.messages, history.bytes, history.age));
         let mut args = vec![
             self.names.channel.as_bytes().to_vec(),
             head.to_vec(),
@@ -203,6 +197,11 @@ fn counter_life(limits: LogLimits) -> u64 {
     let journal = limits.journal.map(|limits| limits.age);
     let age = history.max(journal).map_or(1, seconds);
     age.saturating_add(COUNTER_LIFE)
+}
+
+/// The bounds of a stream, in the order of the scripts.
+fn bounds(messages: usize, bytes: usize, age: Duration) -> [u64; 3] {
+    [messages.max(1) as u64, bytes as u64, seconds(age)]
 }
 
 impl Log for RedisLog {
@@ -312,15 +311,6 @@ struct RawPage<'a> {
     entries: Vec<Raw<'a>>,
     /// The last id that was given.
     newest: u64,
-}
-
-/// Why an entry cannot be read.
-#[derive(Debug, thiserror::Error)]
-enum Unreadable {
-    #[error(transparent)]
-    Rejected(Rejection),
-    #[error(transparent)]
-    Invalid(WireError),
 }
 
 /// An entry of the stream.
@@ -442,11 +432,14 @@ impl Reading {
             None => Ok(placed(head, position)),
             Some(signer) => signer.open_head(&self.names.channel, head, position),
         };
-        let wire = &self.outgoing.wire;
-        let read = payload.map_err(Unreadable::Rejected).and_then(|payload| {
-            let read = wire.read(&self.namespace.name, Kind::Broadcast, &payload);
-            read.map_err(Unreadable::Invalid)
-        });
+        let (wire, namespace) = (&self.outgoing.wire, &*self.namespace.name);
+        let read = match payload {
+            Ok(payload) => {
+                let read = wire.read(namespace, Kind::Broadcast, &payload);
+                read.map_err(|error| error.to_string())
+            }
+            Err(rejection) => Err(rejection.to_string()),
+        };
         if let Ok(Incoming::Message {
             message: Message::Broadcast(broadcast),
             ..
@@ -456,7 +449,7 @@ impl Reading {
         }
         self.unreadable.warn(|suppressed| {
             let error = read.err().map(tracing::field::display);
-            let (namespace, stream, id) = (&*self.namespace.name, &*self.stream, raw.position.id);
+            let (stream, id) = (&*self.stream, position.id);
             tracing::warn!(
                 namespace,
                 stream,
