@@ -178,13 +178,10 @@ fn run(options: &EmitOptions, tally: &mut Tally) -> Result<(), Failure> {
             let problem = "the event is missing: give its name, or a file with --file";
             Err(Failure::Usage(problem.to_owned()))
         }
-        (Source::StandardInput, _) if options.at_least_once => {
-            let problem = "--at-least-once takes one message, not a file";
-            Err(Failure::Usage(problem.to_owned()))
-        }
-        (Source::StandardInput, _) if options.ack => {
-            let problem = "--ack takes one message, not a file";
-            Err(Failure::Usage(problem.to_owned()))
+        (Source::StandardInput, _) if options.at_least_once || options.ack => {
+            let option = if options.ack { "ack" } else { "at-least-once" };
+            let problem = format!("--{option} takes one message, not a file");
+            Err(Failure::Usage(problem))
         }
         (Source::StandardInput, event) => {
             options.emit_lines(&options.connect()?, Lines::of_standard_input(event), tally)

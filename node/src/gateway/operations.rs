@@ -16,6 +16,7 @@
 pub(crate) mod binary;
 mod carry_out;
 mod check;
+mod fields;
 mod forms;
 
 use std::{sync::Arc, time::Duration};
@@ -26,7 +27,8 @@ use serde_json::{Map, Value};
 
 pub(crate) use carry_out::{Effect, Report};
 pub(crate) use check::check;
-pub(crate) use forms::{read, read_one};
+pub(crate) use fields::Fields;
+pub(crate) use forms::{arguments, read, read_as};
 
 use super::{object::Object, session::SocketData};
 

@@ -4,7 +4,7 @@
 //! does not use up its idempotency key.
 //!
 //! ```text
-//!  POST ─► object of raw fields ─► namespace ─► permitted? ─► one operation, or a list ─┐
+//!  POST ─► fields ───────────────► namespace ─► permitted? ─► one operation, or a list ─┐
 //!                                                      operations::check, as for hooks ─┴─► Call
 //!  GET ──► Query ────────────────► namespace ─► permitted? ─────────────────────────────────► Call
 //! ```
@@ -14,13 +14,9 @@
 //! the way to the list differs: here the path names a single operation, or `operations`
 //! holds several.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
+use std::time::Duration;
 
 use roomcast::{Args, EmitError, Fetched, Limits, Receipt, Server};
-use serde::{
-    Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
-};
 use serde_json::{Value, json, value::RawValue};
 
 use super::{
@@ -30,93 +26,63 @@ use super::{
     revoke::Revoke,
 };
 use crate::gateway::{
-    operations::{self, Asks, Checked, Effect, Operation, Report, binary},
+    operations::{self, Asks, Checked, Effect, Fields, Operation, Report},
     presence::Presence,
 };
 
-/// The routes of the API.
-/// A new one needs its path, its verb and its part of `openapi.json`; a test compares
-/// them.
+/// A route of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Endpoint {
-    Emit,
-    Batch,
-    Join,
-    Leave,
-    Disconnect,
-    Revoke,
-    ServerSideEmit,
-    Sockets,
-    Rooms,
-    Users,
-    Presence,
-    Node,
+pub(crate) struct Endpoint {
+    pub(crate) path: &'static str,
+    /// The verb that the key needs. In a batch, each operation has its own.
+    pub(crate) verb: Option<Verb>,
+    /// Whether it only reads. Then it is a GET with a query instead of a POST with a body.
+    pub(crate) is_query: bool,
 }
 
+/// A call with several operations.
+const BATCH: Endpoint = Endpoint {
+    path: "/api/batch",
+    verb: None,
+    is_query: false,
+};
+
 impl Endpoint {
+    /// All routes.
+    /// A new one needs its part of `openapi.json`; a test compares them.
     pub(crate) const ALL: [Self; 12] = [
-        Self::Emit,
-        Self::Batch,
-        Self::Join,
-        Self::Leave,
-        Self::Disconnect,
-        Self::Revoke,
-        Self::ServerSideEmit,
-        Self::Sockets,
-        Self::Rooms,
-        Self::Users,
-        Self::Presence,
-        Self::Node,
+        Self::call("/api/emit", Verb::Emit),
+        BATCH,
+        Self::call("/api/join", Verb::Join),
+        Self::call("/api/leave", Verb::Leave),
+        Self::call("/api/disconnect", Verb::Disconnect),
+        Self::call("/api/revoke", Verb::Revoke),
+        Self::call("/api/server-side-emit", Verb::ServerSideEmit),
+        Self::query("/api/sockets", Verb::Sockets),
+        Self::query("/api/rooms", Verb::Rooms),
+        Self::query("/api/users", Verb::Users),
+        Self::query("/api/presence", Verb::Presence),
+        Self::query("/api/node", Verb::Node),
     ];
 
-    pub(crate) fn path(self) -> &'static str {
-        match self {
-            Self::Emit => "/api/emit",
-            Self::Batch => "/api/batch",
-            Self::Join => "/api/join",
-            Self::Leave => "/api/leave",
-            Self::Disconnect => "/api/disconnect",
-            Self::Revoke => "/api/revoke",
-            Self::ServerSideEmit => "/api/server-side-emit",
-            Self::Sockets => "/api/sockets",
-            Self::Rooms => "/api/rooms",
-            Self::Users => "/api/users",
-            Self::Presence => "/api/presence",
-            Self::Node => "/api/node",
+    const fn call(path: &'static str, verb: Verb) -> Self {
+        Self {
+            path,
+            verb: Some(verb),
+            is_query: false,
+        }
+    }
+
+    const fn query(path: &'static str, verb: Verb) -> Self {
+        Self {
+            is_query: true,
+            ..Self::call(path, verb)
         }
     }
 
     /// The path without its first part, for metrics and logs.
     pub(crate) fn name(self) -> &'static str {
-        self.path().trim_start_matches("/api/")
-    }
-
-    /// Whether it only reads. Then it is a GET with a query instead of a POST with a body.
-    pub(crate) fn is_query(self) -> bool {
-        self.verb().is_some_and(|verb| {
-            matches!(
-                verb,
-                Verb::Sockets | Verb::Rooms | Verb::Users | Verb::Presence | Verb::Node
-            )
-        })
-    }
-
-    /// The verb that the key needs. In a batch, each operation has its own.
-    pub(crate) fn verb(self) -> Option<Verb> {
-        Some(match self {
-            Self::Batch => return None,
-            Self::Emit => Verb::Emit,
-            Self::Join => Verb::Join,
-            Self::Leave => Verb::Leave,
-            Self::Disconnect => Verb::Disconnect,
-            Self::Revoke => Verb::Revoke,
-            Self::ServerSideEmit => Verb::ServerSideEmit,
-            Self::Sockets => Verb::Sockets,
-            Self::Rooms => Verb::Rooms,
-            Self::Users => Verb::Users,
-            Self::Presence => Verb::Presence,
-            Self::Node => Verb::Node,
-        })
+        self.path.trim_start_matches("/api/")
     }
 }
 
@@ -143,11 +109,6 @@ pub(crate) enum Call {
     Node,
 }
 
-/// The fields of a body, without the namespace.
-/// Values stay raw until their reader parses them, so that an error can name the field,
-/// and so that arguments are not converted to a tree and back.
-pub(super) type Fields<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
-
 impl Call {
     /// Reads and checks a request. `query` is the part of the URL after the question mark.
     /// The error names the first field that is wrong. The permission for the namespace
@@ -159,40 +120,38 @@ impl Call {
         body: &[u8],
         limits: &Limits,
     ) -> Result<Self, Problem> {
-        if endpoint == Endpoint::Node {
+        if endpoint.verb == Some(Verb::Node) {
             return Query::none(query).map(|()| Self::Node);
         }
-        if let Some(verb) = endpoint.verb().filter(|_| endpoint.is_query()) {
+        if let Some(verb) = endpoint.verb.filter(|_| endpoint.is_query) {
             let (namespace, query) = Query::read(verb, query)?;
             permit(key, &namespace)?;
             return Ok(Self::Query { namespace, query });
         }
-        let (namespace, fields) = fields(body)?;
+        let mut fields = fields(body)?;
+        let namespace = fields.take("namespace").map_err(of_body)?;
+        let namespace = namespace.unwrap_or_else(|| "/".to_owned());
         permit(key, &namespace)?;
-        match endpoint {
-            Endpoint::ServerSideEmit => server_side_emit(namespace, fields, limits),
-            _ => {
-                let is_batch = endpoint == Endpoint::Batch;
-                let operations = match is_batch {
-                    true => batch(fields, key)?,
-                    false => vec![single(endpoint, fields)?],
-                };
-                let checked = operations::check(operations, Asks::Nobody, limits);
-                let checked = checked.map_err(|mut problem| {
-                    if is_batch {
-                        return Problem::of_operations(problem, "operations");
-                    }
-                    // The caller has sent no list, so the path must not show one.
-                    problem.at = problem.at.trim_start_matches("[0]").to_owned();
-                    Problem::of_operations(problem, "")
-                })?;
-                Ok(Self::Operations {
-                    namespace,
-                    checked,
-                    is_batch,
-                })
+        let is_batch = endpoint == BATCH;
+        let operations = match endpoint.verb {
+            Some(Verb::ServerSideEmit) => return server_side_emit(namespace, fields, limits),
+            _ if is_batch => batch(fields, key)?,
+            _ => vec![operations::read_as(endpoint.name(), fields).map_err(of_body)?],
+        };
+        let checked = operations::check(operations, Asks::Nobody, limits);
+        let checked = checked.map_err(|mut problem| {
+            if is_batch {
+                return Problem::of_operations(problem, "operations");
             }
-        }
+            // The caller has sent no list, so the path must not show one.
+            problem.at = problem.at.trim_start_matches("[0]").to_owned();
+            of_body(problem)
+        })?;
+        Ok(Self::Operations {
+            namespace,
+            checked,
+            is_batch,
+        })
     }
 
     /// Emits are published once for each idempotency key.
@@ -314,99 +273,26 @@ pub(super) fn permit(key: &Key, namespace: &str) -> Result<(), Problem> {
     Err(Problem::new(Kind::Forbidden, detail).at("namespace"))
 }
 
-/// Reads a body and takes its namespace out.
-fn fields(body: &[u8]) -> Result<(String, Fields<'_>), Problem> {
-    let mut fields = object(body)?;
-    let namespace = match fields.remove("namespace") {
-        Some(name) => field("namespace", name)?,
-        None => "/".to_owned(),
-    };
-    Ok((namespace, fields))
-}
-
-/// Reads the object of a body. A map alone would keep the last of two members with one name.
-pub(super) fn object(body: &[u8]) -> Result<Fields<'_>, Problem> {
-    let Members(members) = serde_json::from_slice(body)
-        .map_err(|error| Problem::invalid("", format!("the body is no JSON object: {error}")))?;
-    let mut fields = Fields::new();
-    for (name, value) in members {
-        if fields.contains_key(&name) {
-            return Err(Problem::invalid(&name, format!("duplicate field `{name}`")));
+/// Reads the object of a body.
+pub(super) fn fields(body: &[u8]) -> Result<Fields<'_>, Problem> {
+    Fields::of(body).map_err(|mut problem| {
+        if problem.at.is_empty() {
+            problem.what = format!("the body is no JSON object: {}", problem.what);
         }
-        fields.insert(name, value);
-    }
-    Ok(fields)
-}
-
-/// The members of an object, also those that have one name.
-struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-impl<'de> Deserialize<'de> for Members<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct All;
-
-        impl<'de> Visitor<'de> for All {
-            type Value = Members<'de>;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
-                }
-                Ok(Members(members))
-            }
-        }
-
-        deserializer.deserialize_map(All)
-    }
-}
-
-pub(super) fn field<'a, T: Deserialize<'a>>(name: &str, value: &'a RawValue) -> Result<T, Problem> {
-    serde_json::from_str(value.get()).map_err(|error| {
-        // The position is one within the field, not within the body, so it would
-        // mislead.
-        let text = error.to_string();
-        let text = text
-            .rsplit_once(" at line ")
-            .map_or(&*text, |(text, _)| text);
-        Problem::invalid(name, text)
+        of_body(problem)
     })
 }
 
-pub(super) fn unknown(field: &str, known: &str) -> Problem {
-    Problem::invalid(field, format!("unknown field `{field}`, expected {known}"))
-}
-
-/// Reads the one operation of a call, whose name is that of the path.
-/// It is added as the field `op`, because the one reader of operations expects it
-/// there.
-fn single(endpoint: Endpoint, fields: Fields<'_>) -> Result<Operation, Problem> {
-    if fields.contains_key("op") {
-        return Err(Problem::invalid("op", "the path names the operation"));
-    }
-    let name = format!("\"{}\"", endpoint.name());
-    let name = RawValue::from_string(name).map_err(|_| internal())?;
-    let mut fields = fields;
-    fields.insert("op".into(), &name);
-    let operation = serde_json::value::to_raw_value(&fields).map_err(|_| internal())?;
-    operations::read_one(&operation).map_err(|problem| Problem::of_operations(problem, ""))
-}
-
-fn internal() -> Problem {
-    Problem::new(Kind::Internal, "the operation cannot be read")
+/// A problem with a field of the body.
+pub(super) fn of_body(problem: operations::Problem) -> Problem {
+    Problem::of_operations(problem, "")
 }
 
 fn batch(mut fields: Fields<'_>, key: &Key) -> Result<Vec<Operation>, Problem> {
-    let operations = fields.remove("operations");
-    if let Some(field) = fields.keys().next() {
-        return Err(unknown(field, "`namespace` or `operations`"));
-    }
-    let list = operations
-        .ok_or_else(|| Problem::invalid("operations", "the list of operations is missing"))?;
+    fields.only(&["operations"]).map_err(of_body)?;
+    let list = fields.take::<&RawValue>("operations").map_err(of_body)?;
+    let list =
+        list.ok_or_else(|| Problem::invalid("operations", "the list of operations is missing"))?;
     let operations =
         operations::read(list).map_err(|problem| Problem::of_operations(problem, "operations"))?;
     // A batch has no separate verb. Otherwise, a key for batches could do everything.
@@ -437,22 +323,14 @@ fn server_side_emit(
     mut fields: Fields<'_>,
     limits: &Limits,
 ) -> Result<Call, Problem> {
-    let event = fields
-        .remove("event")
-        .ok_or_else(|| Problem::invalid("event", "the name of the event is missing"))?;
-    let event: String = field("event", event)?;
-    let args = match fields.remove("args") {
-        Some(args) => binary::from_json(args).map_err(|what| Problem::invalid("args", what))?,
-        None => Args::default(),
+    let mut read = || {
+        fields.only(&["event", "args", "acknowledged"])?;
+        let event: String = fields.require("event")?;
+        let args = operations::arguments(fields.take("args")?)?;
+        let is_acknowledged = fields.take("acknowledged")?.unwrap_or_default();
+        Ok((event, args, is_acknowledged))
     };
-    let is_acknowledged = match fields.remove("acknowledged") {
-        Some(flag) => field("acknowledged", flag)?,
-        None => false,
-    };
-    if let Some(field) = fields.keys().next() {
-        let known = "`namespace`, `event`, `args` or `acknowledged`";
-        return Err(unknown(field, known));
-    }
+    let (event, args, is_acknowledged) = read().map_err(of_body)?;
     if event.is_empty() || event.len() > limits.event_name_bytes {
         let limit = limits.event_name_bytes;
         let detail = format!("the name of an event has 1 to {limit} bytes");
@@ -483,7 +361,7 @@ fn result_of_one(mut report: Report) -> Result<Value, Problem> {
     match report.results.pop() {
         Some(Ok(effect)) => Ok(shown(&effect)),
         Some(Err(error)) => Err(Problem::of_emit(&error)),
-        None => Err(internal()),
+        None => Err(Problem::new(Kind::Internal, "the operation has no result")),
     }
 }
 
@@ -534,24 +412,4 @@ fn shown(effect: &Effect) -> Value {
 /// A receipt has the same fields wherever it is shown.
 fn receipt(receipt: &Receipt) -> Value {
     json!(receipt)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_field_that_occurs_twice_is_refused_by_its_name() {
-        let fields = object(br#"{"event":"e","all":true}"#).unwrap();
-        assert_eq!(fields.len(), 2);
-        let problem = object(br#"{"event":"e","event":"f"}"#).unwrap_err();
-        assert_eq!(problem.detail(), "duplicate field `event`");
-    }
-
-    #[test]
-    fn a_list_is_no_body() {
-        let problem = object(br#"["e"]"#).unwrap_err();
-        let detail = problem.detail();
-        assert!(detail.contains("sequence, expected an object"), "{detail}");
-    }
 }

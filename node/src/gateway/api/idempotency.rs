@@ -51,7 +51,7 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The idempotency key of a request.
 pub(crate) fn token(headers: &HeaderMap, endpoint: Endpoint) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get(HEADER).filter(|_| !endpoint.is_query()) else {
+    let Some(value) = headers.get(HEADER).filter(|_| !endpoint.is_query) else {
         return Ok(None);
     };
     match value.to_str() {
@@ -239,11 +239,6 @@ impl Memory {
     }
 }
 
-/// The idempotency keys of an API.
-pub(crate) struct Idempotency {
-    store: Store,
-}
-
 /// The result of a claim.
 pub(crate) enum Claim {
     /// The call has to be carried out, and its response stored.
@@ -270,11 +265,7 @@ impl Drop for Renewal {
     }
 }
 
-impl Idempotency {
-    pub(crate) fn new(store: Store) -> Self {
-        Self { store }
-    }
-
+impl Store {
     /// Claims a call. `print` identifies it, so that a key cannot be used for two. Waits while another call under the
     /// key is being carried out, for half of the time that a call may take.
     pub(crate) async fn claim(
@@ -290,19 +281,19 @@ impl Idempotency {
         let running = format!("{print} 0 {}", entropy::name::<12>());
         let patience = now() + settings.timeout.0 / 2;
         loop {
-            let stored = match &self.store {
-                Store::Memory(memory) => {
+            let stored = match self {
+                Self::Memory(memory) => {
                     // Nothing renews it: the node that has it is this one.
                     let (now, time) = (now(), settings.timeout.0.saturating_mul(3));
                     let lapses = now + time.max(CLAIM_LIFE);
                     memory.lock().claim(&key, &running, now, lapses)
                 }
-                Store::Redis(shared) => shared.claim(&key, &running).await?,
+                Self::Redis(shared) => shared.claim(&key, &running).await?,
             };
             let Some(stored) = stored else {
-                let _renewal = match &self.store {
-                    Store::Memory(_) => None,
-                    Store::Redis(shared) => Some(shared.renew(&key, &running, settings)),
+                let _renewal = match self {
+                    Self::Memory(_) => None,
+                    Self::Redis(shared) => Some(shared.renew(&key, &running, settings)),
                 };
                 return Ok(Claim::New(Claimed {
                     key,
@@ -325,9 +316,9 @@ impl Idempotency {
 
     /// Gives a claim back, so that the call can be repeated.
     pub(crate) async fn release(&self, claimed: Claimed) {
-        match &self.store {
-            Store::Memory(memory) => drop(memory.lock().entries.remove(&claimed.key)),
-            Store::Redis(shared) => {
+        match self {
+            Self::Memory(memory) => drop(memory.lock().entries.remove(&claimed.key)),
+            Self::Redis(shared) => {
                 let key = shared.key(&claimed.key);
                 let release = ["EVAL", RELEASE, "1", &key, &claimed.running];
                 // Otherwise the claim lapses by itself.
@@ -344,14 +335,14 @@ impl Idempotency {
         let Claimed { key, print, .. } = &claimed;
         let (key, print) = (key.clone(), print);
         let text = answer.stored(print);
-        match &self.store {
-            Store::Memory(memory) => {
+        match self {
+            Self::Memory(memory) => {
                 memory
                     .lock()
                     .entries
                     .insert(key, (now() + settings.idempotency_time.0, text));
             }
-            Store::Redis(shared) => {
+            Self::Redis(shared) => {
                 let key = shared.key(&key);
                 let kept = settings.idempotency_time.0.as_millis().to_string();
                 let stored = shared

@@ -48,7 +48,7 @@ pub(crate) use self::{
 };
 use self::{
     calls::{Call, Endpoint},
-    idempotency::{Answer, Claim, Idempotency},
+    idempotency::{Answer, Claim},
     keys::Keys,
     metrics::Metrics,
     revoke::Revoke,
@@ -79,8 +79,8 @@ impl Door {
     /// The verbs that a key needs for a call.
     fn verbs(self, endpoint: Endpoint) -> impl Iterator<Item = Verb> {
         let own = match self {
-            Self::Page if endpoint.is_query() => None,
-            _ => endpoint.verb(),
+            Self::Page if endpoint.is_query => None,
+            _ => endpoint.verb,
         };
         let page = matches!(self, Self::Page).then_some(Verb::Admin);
         page.into_iter().chain(own)
@@ -116,7 +116,7 @@ pub(crate) struct Api {
     current: Mutex<Arc<Current>>,
     /// The limits of names and rooms.
     limits: Limits,
-    idempotency: Idempotency,
+    idempotency: Store,
     metrics: Metrics,
     workers: Handle,
 }
@@ -135,7 +135,7 @@ impl Api {
         let metrics = Metrics::new(server.registry())?;
         Ok(Arc::new(Self {
             current: Mutex::new(Arc::new(Current::new(settings))),
-            idempotency: Idempotency::new(store),
+            idempotency: store,
             limits,
             metrics,
             server,
@@ -149,7 +149,7 @@ impl Api {
     pub(crate) fn router(self: &Arc<Self>) -> Router {
         let mut router = Router::new().route("/api/openapi.json", get(description));
         for endpoint in Endpoint::ALL {
-            router = router.route(endpoint.path(), self.method(endpoint, Door::Api));
+            router = router.route(endpoint.path, self.method(endpoint, Door::Api));
         }
         router
             .method_not_allowed_fallback(async || {
@@ -161,17 +161,12 @@ impl Api {
 
     /// Serves the calls of the admin page. All of them need the verb `admin`.
     pub(crate) fn page_router(self: &Arc<Self>) -> Router {
-        let endpoints = [
-            Endpoint::Emit,
-            Endpoint::Disconnect,
-            Endpoint::Sockets,
-            Endpoint::Rooms,
-            Endpoint::Users,
-        ];
+        let names = ["emit", "disconnect", "sockets", "rooms", "users"];
+        let endpoints = Endpoint::ALL.into_iter();
         endpoints
-            .into_iter()
+            .filter(|endpoint| names.contains(&endpoint.name()))
             .fold(Router::new(), |router, endpoint| {
-                let path = format!("/admin{}", endpoint.path());
+                let path = format!("/admin{}", endpoint.path);
                 router.route(&path, self.method(endpoint, Door::Page))
             })
     }
@@ -196,7 +191,7 @@ impl Api {
     fn method(self: &Arc<Self>, endpoint: Endpoint, door: Door) -> MethodRouter {
         let api = Arc::clone(self);
         let call = async move |request: Request| api.respond(endpoint, door, request).await;
-        if endpoint.is_query() {
+        if endpoint.is_query {
             get(call)
         } else {
             post(call)
@@ -211,7 +206,7 @@ impl Api {
     ) -> Response {
         let timing = self.metrics.start(endpoint);
         let begun = traces::begin(&TraceSpan::Api {
-            path: endpoint.path(),
+            path: endpoint.path,
             headers: request.headers(),
         });
         let response = match begun.during(self.call(endpoint, door, request)).await {
@@ -245,7 +240,7 @@ impl Api {
             Problem::new(Kind::Busy, format!("{limit} calls are in progress"))
         })?;
         let token = idempotency::token(&parts.headers, endpoint)?;
-        let body = if endpoint.is_query() {
+        let body = if endpoint.is_query {
             Bytes::new()
         } else {
             is_json(&parts.headers)?;
@@ -256,8 +251,8 @@ impl Api {
         // Dropping the handle after the timeout does not stop the task. A partial operation would
         // be worse than one whose result is too late.
         let work = self.workers.spawn(async move {
-            let call = match endpoint {
-                Endpoint::Revoke => {
+            let call = match endpoint.verb {
+                Some(Verb::Revoke) => {
                     Revoke::read(&key, &body, api.auth.as_ref()).map(Call::Revoke)?
                 }
                 _ => Call::read(endpoint, &key, &query, &body, &api.limits)?,
@@ -295,7 +290,7 @@ impl Api {
             Some(token) => {
                 // The path is part of the fingerprint, because two endpoints may have
                 // the same body.
-                let print = [endpoint.path().as_bytes(), b"\n", &work.body].concat();
+                let print = [endpoint.path.as_bytes(), b"\n", &work.body].concat();
                 let claiming = self
                     .idempotency
                     .claim(&key.name, token, Hash::of(&print), settings);
@@ -447,7 +442,7 @@ fn report(endpoint: Endpoint, key: &Key, answer: &Answer) {
             detail = answer.text(),
             "an API call failed"
         );
-    } else if matches!(endpoint, Endpoint::Disconnect | Endpoint::Revoke) {
+    } else if matches!(endpoint.verb, Some(Verb::Disconnect | Verb::Revoke)) {
         info!(call, key, status, "an API call");
     } else {
         debug!(call, key, status, "an API call");
@@ -479,8 +474,8 @@ mod tests {
         let own = paths.keys().filter(|path| path.starts_with("/api/"));
         assert_eq!(own.count(), Endpoint::ALL.len());
         for endpoint in Endpoint::ALL {
-            let method = if endpoint.is_query() { "get" } else { "post" };
-            let methods = paths[endpoint.path()].as_object().unwrap();
+            let method = if endpoint.is_query { "get" } else { "post" };
+            let methods = paths[endpoint.path].as_object().unwrap();
             assert!(methods.keys().eq([method]), "{endpoint:?}");
         }
     }

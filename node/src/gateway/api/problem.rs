@@ -66,69 +66,48 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// The last part of the type, and the title.
-    fn name_and_title(self) -> (&'static str, &'static str) {
+    /// The status, the last part of the type, and the title.
+    ///
+    /// 503 means that a later attempt may succeed without a change of the request.
+    /// If part of the work may be done already, the type states it, because the status cannot.
+    fn described(self) -> (u16, &'static str, &'static str) {
         match self {
-            Self::Invalid => ("invalid", "The request is invalid"),
-            Self::Unauthorized => ("unauthorized", "The key is missing or unknown"),
-            Self::Forbidden => ("forbidden", "The key does not permit this"),
-            Self::NotFound => ("not-found", "There is nothing at this path"),
-            Self::UnknownNamespace => ("unknown-namespace", "The namespace does not exist"),
-            Self::NoTokens => ("no-tokens", "No namespace asks for tokens"),
-            Self::MethodNotAllowed => ("method-not-allowed", "The path has another method"),
-            Self::RequestTimeout => ("request-timeout", "The request did not arrive in time"),
-            Self::InProgress => ("in-progress", "The same call is in progress"),
-            Self::TooLarge => ("too-large", "The body is too large"),
-            Self::MediaType => ("media-type", "The body is not JSON"),
+            Self::Invalid => (400, "invalid", "The request is invalid"),
+            Self::Unauthorized => (401, "unauthorized", "The key is missing or unknown"),
+            Self::Credentials => (
+                401,
+                "credentials",
+                "The token or key is missing or not accepted",
+            ),
+            Self::Forbidden => (403, "forbidden", "The key does not permit this"),
+            Self::Denied => (403, "denied", "The client may not do this"),
+            Self::Origin => (403, "origin", "Pages of this origin may not use the server"),
+            Self::NotFound => (404, "not-found", "There is nothing at this path"),
+            Self::UnknownNamespace => (404, "unknown-namespace", "The namespace does not exist"),
+            Self::NoTokens => (404, "no-tokens", "No namespace asks for tokens"),
+            Self::MethodNotAllowed => (405, "method-not-allowed", "The path has another method"),
+            Self::RequestTimeout => (408, "request-timeout", "The request did not arrive in time"),
+            Self::InProgress => (409, "in-progress", "The same call is in progress"),
+            Self::TooLarge => (413, "too-large", "The body is too large"),
+            Self::QueryTooLong => (414, "query-too-long", "The query is too long"),
+            Self::MediaType => (415, "media-type", "The body is not JSON"),
             Self::KeyReused => (
+                422,
                 "idempotency-key-reused",
                 "The idempotency key belongs to another call",
             ),
-            Self::TooManyAttempts => ("too-many-attempts", "Too many wrong keys"),
-            Self::Internal => ("internal", "The call failed"),
-            Self::Busy => ("busy", "Too many calls are in progress"),
-            Self::OtherNodes => ("other-nodes", "Other nodes were not reached"),
-            Self::Redis => ("redis", "Redis is not available"),
-            Self::Starting => ("starting", "The server is starting"),
-            Self::Full => ("full", "No more revocations can be remembered"),
-            Self::Timeout => ("timeout", "The call took too long"),
-            Self::Credentials => ("credentials", "The token or key is missing or not accepted"),
-            Self::Denied => ("denied", "The client may not do this"),
-            Self::Origin => ("origin", "Pages of this origin may not use the server"),
-            Self::QueryTooLong => ("query-too-long", "The query is too long"),
-            Self::TooManyOpen => ("too-many-open", "Too many requests are open"),
-            Self::NotStored => ("not-stored", "The event was not stored"),
-            Self::Unconfirmed => ("unconfirmed", "The event may have been published"),
-            Self::Stopping => ("stopping", "The node accepts no more clients"),
-        }
-    }
-
-    /// 503 means that a later attempt may succeed without a change of the request.
-    /// If part of the work may be done already, the type states it, because the status cannot.
-    fn status(self) -> StatusCode {
-        match self {
-            Self::Invalid => StatusCode::BAD_REQUEST,
-            Self::Unauthorized | Self::Credentials => StatusCode::UNAUTHORIZED,
-            Self::Forbidden | Self::Denied | Self::Origin => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::UnknownNamespace | Self::NoTokens => StatusCode::NOT_FOUND,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::InProgress => StatusCode::CONFLICT,
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::QueryTooLong => StatusCode::URI_TOO_LONG,
-            Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::TooManyAttempts | Self::TooManyOpen => StatusCode::TOO_MANY_REQUESTS,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Busy
-            | Self::OtherNodes
-            | Self::Redis
-            | Self::Starting
-            | Self::Full
-            | Self::NotStored
-            | Self::Unconfirmed
-            | Self::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::TooManyAttempts => (429, "too-many-attempts", "Too many wrong keys"),
+            Self::TooManyOpen => (429, "too-many-open", "Too many requests are open"),
+            Self::Internal => (500, "internal", "The call failed"),
+            Self::Busy => (503, "busy", "Too many calls are in progress"),
+            Self::OtherNodes => (503, "other-nodes", "Other nodes were not reached"),
+            Self::Redis => (503, "redis", "Redis is not available"),
+            Self::Starting => (503, "starting", "The server is starting"),
+            Self::Full => (503, "full", "No more revocations can be remembered"),
+            Self::NotStored => (503, "not-stored", "The event was not stored"),
+            Self::Unconfirmed => (503, "unconfirmed", "The event may have been published"),
+            Self::Stopping => (503, "stopping", "The node accepts no more clients"),
+            Self::Timeout => (504, "timeout", "The call took too long"),
         }
     }
 }
@@ -179,18 +158,19 @@ impl Problem {
     }
 
     pub(crate) fn status(&self) -> StatusCode {
-        self.kind.status()
+        let (status, ..) = self.kind.described();
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
     /// The body, which is the same on each node.
     /// It has no id of a request and no time: with an idempotency key, another node may
     /// return it again, and a repetition has to get the same bytes.
     pub(crate) fn body(&self) -> Vec<u8> {
-        let (name, title) = self.kind.name_and_title();
+        let (status, name, title) = self.kind.described();
         let body = Body {
             r#type: format!("urn:roomcast:problem:{name}"),
             title,
-            status: self.status().as_u16(),
+            status,
             detail: &self.detail,
             field: self.field.as_deref(),
             results: self.results.as_deref(),

@@ -5,10 +5,10 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use roomcast::Server;
-use serde_json::{Number, Value, json, value::RawValue};
+use serde_json::{Number, Value, json};
 
 use super::{
-    calls::{field, object, permit, unknown},
+    calls::{fields, of_body, permit},
     keys::Key,
     problem::{Kind, Problem},
 };
@@ -74,43 +74,32 @@ impl fmt::Debug for Revoke {
 
 impl What {
     fn read(body: &[u8]) -> Result<Self, Problem> {
-        let mut fields = object(body)?;
-        let mut id = |name: &str| {
-            let value = fields.remove(name);
-            let id = value
-                .map(|value| field::<String>(name, value))
-                .transpose()?;
-            match id {
-                Some(id) if id.is_empty() || id.len() > MAX_ID => {
-                    let detail = format!("an id has 1 to {MAX_ID} bytes");
-                    Err(Problem::invalid(name, detail))
-                }
-                id => Ok(id),
+        let mut fields = fields(body)?;
+        let mut id = |name| match fields.take::<String>(name).map_err(of_body)? {
+            Some(id) if id.is_empty() || id.len() > MAX_ID => {
+                let detail = format!("an id has 1 to {MAX_ID} bytes");
+                Err(Problem::invalid(name, detail))
             }
+            id => Ok(id),
         };
-        let (user, token) = (id("user")?, id("token")?);
-        let what = match (user, token) {
-            (Some(user), None) => Self::User(user),
+        match (id("user")?, id("token")?) {
+            (Some(user), None) => {
+                fields.only(&["user"]).map_err(of_body)?;
+                Ok(Self::User(user))
+            }
             (None, Some(id)) => {
-                let expires = fields.remove("expires");
-                let expires = expires.map(time).transpose()?;
-                Self::Token { id, expires }
+                fields.only(&["token", "expires"]).map_err(of_body)?;
+                let expires = fields.take("expires").map_err(of_body)?;
+                let expires = expires.as_ref().map(time).transpose()?;
+                Ok(Self::Token { id, expires })
             }
-            _ => return Err(Problem::invalid("", "expected either `user` or `token`")),
-        };
-        match fields.keys().next() {
-            None => Ok(what),
-            Some(field) => {
-                let known = "`user`, or `token` and `expires`";
-                Err(unknown(field, known))
-            }
+            _ => Err(Problem::invalid("", "expected either `user` or `token`")),
         }
     }
 }
 
 /// Reads a time in whole seconds. JSON does not distinguish 7 from 7.0.
-fn time(value: &RawValue) -> Result<u64, Problem> {
-    let number: Number = field("expires", value)?;
+fn time(number: &Number) -> Result<u64, Problem> {
     let whole = |seconds: f64| {
         let time = Duration::try_from_secs_f64(seconds).ok()?;
         (seconds.fract() == 0.0).then_some(time.as_secs())

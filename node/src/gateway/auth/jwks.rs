@@ -107,28 +107,19 @@ impl Jwks {
         &self.0.settings
     }
 
-    /// Reads the set when the server starts.
+    /// Reads the set when the server starts. A mistake in a file is one of the settings. A URL is
+    /// only parsed unless `asks_issuer`; an issuer may start later than this server, and its set is
+    /// read again.
     pub(super) async fn start(
         settings: JwksSettings,
         loads: IntCounterVec,
-    ) -> Result<Self, KeyError> {
-        let jwks = Self::without_issuer(settings, loads).await?;
-        if let Place::Url(..) = jwks.0.place {
-            // An issuer may start later than this server. Its set is read again.
-            let _ = jwks.load().await;
-        }
-        Ok(jwks)
-    }
-
-    /// Reads the set if it is a file, in which a mistake is one of the settings. A URL is only
-    /// parsed.
-    pub(super) async fn without_issuer(
-        settings: JwksSettings,
-        loads: IntCounterVec,
+        asks_issuer: bool,
     ) -> Result<Self, KeyError> {
         let jwks = Self::new(settings, loads)?;
-        if let Place::File(_) = jwks.0.place {
-            jwks.load().await?;
+        match jwks.0.place {
+            Place::File(_) => jwks.load().await?,
+            Place::Url(..) if asks_issuer => drop(jwks.load().await),
+            Place::Url(..) => {}
         }
         Ok(jwks)
     }
@@ -289,9 +280,13 @@ mod tests {
         let app = Router::new().route("/keys", get(respond));
         tokio::spawn(async move { axum::serve(listener, app).await });
 
-        let jwks = Jwks::start(settings(format!("http://{address}/keys")), Jwks::loads())
-            .await
-            .unwrap();
+        let jwks = Jwks::start(
+            settings(format!("http://{address}/keys")),
+            Jwks::loads(),
+            true,
+        )
+        .await
+        .unwrap();
         assert_eq!(jwks.keys().len(), 1);
         assert!(!jwks.renew().await, "it has just been fetched");
         assert_eq!(fetched.load(Ordering::Relaxed), 1);
@@ -312,9 +307,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let jwks = Jwks::start(settings(format!("http://{address}/keys")), Jwks::loads())
-            .await
-            .unwrap();
+        let jwks = Jwks::start(
+            settings(format!("http://{address}/keys")),
+            Jwks::loads(),
+            true,
+        )
+        .await
+        .unwrap();
         assert!(jwks.keys().is_empty());
         let replaced = Jwks::read(settings(format!("http://{address}/keys")), Jwks::loads());
         assert!(replaced.await.is_err(), "it replaces nothing");
@@ -330,7 +329,8 @@ mod tests {
     #[tokio::test]
     async fn a_wrong_place_is_an_error() {
         for url in ["ftp://a/keys", "keys", ""] {
-            let Err(error) = Jwks::start(settings(url.to_owned()), Jwks::loads()).await else {
+            let Err(error) = Jwks::start(settings(url.to_owned()), Jwks::loads(), true).await
+            else {
                 panic!("{url} is accepted")
             };
             assert!(error.to_string().contains("http"), "{error}");
@@ -339,6 +339,6 @@ mod tests {
             file: Some("keys".into()),
             ..settings("http://a".to_owned())
         };
-        assert!(Jwks::start(both, Jwks::loads()).await.is_err());
+        assert!(Jwks::start(both, Jwks::loads(), true).await.is_err());
     }
 }

@@ -31,7 +31,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, core::Collector};
 use roomcast::{Handshake, Namespace, Refused, Server, Socket};
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
@@ -198,8 +198,7 @@ impl Auth {
         let metrics = Metrics::new();
         let loads = metrics.loads.clone();
         let jwks = match settings.jwks.clone() {
-            Some(jwks) if asks_issuer => Some(Jwks::start(jwks, loads).await?),
-            Some(jwks) => Some(Jwks::without_issuer(jwks, loads).await?),
+            Some(jwks) => Some(Jwks::start(jwks, loads, asks_issuer).await?),
             None => None,
         };
         Ok(Arc::new(Self {
@@ -215,23 +214,16 @@ impl Auth {
 
     /// Adds the metrics to those of the server, and starts the tasks. They end with the runtime.
     pub(crate) fn start(self: &Arc<Self>, server: &Server) {
-        let Metrics {
-            loads,
-            refused,
-            expired,
-            revocations,
-        } = &self.metrics;
-        let registry: &Registry = server.registry();
-        let collectors: [Box<dyn prometheus::core::Collector>; 4] = [
-            Box::new(loads.clone()),
-            Box::new(refused.clone()),
-            Box::new(expired.clone()),
-            Box::new(revocations.clone()),
+        let metrics = &self.metrics;
+        let collectors: [Box<dyn Collector>; 4] = [
+            Box::new(metrics.loads.clone()),
+            Box::new(metrics.refused.clone()),
+            Box::new(metrics.expired.clone()),
+            Box::new(metrics.revocations.clone()),
         ];
         for collector in collectors {
-            registry
-                .register(collector)
-                .expect("each metric is registered once");
+            let registered = server.registry().register(collector);
+            registered.expect("each metric is registered once");
         }
         if let Some(jwks) = &self.parts().jwks {
             jwks.watch();

@@ -55,7 +55,7 @@ use self::{
     request::Origin,
     rooms::Rooms,
     settings::Occasion,
-    store::{Kind, Record, Store, Update},
+    store::{Record, Store},
     table::{Hook, Table, check_access},
     turns::turn,
 };
@@ -96,7 +96,6 @@ struct Inner {
     // Random, so that ids of a restarted node differ from those before.
     prefix: String,
     next: AtomicU64,
-    node: OnceLock<String>,
     server: OnceLock<Server>,
     rooms: Rooms,
     metrics: Metrics,
@@ -127,7 +126,6 @@ impl Hooks {
             limits,
             prefix: entropy::name::<12>(),
             next: AtomicU64::new(0),
-            node: OnceLock::new(),
             server: OnceLock::new(),
             rooms: Rooms::default(),
             metrics,
@@ -145,7 +143,6 @@ impl Hooks {
 
     /// Must be called when the server is built, before it accepts clients.
     pub(crate) fn started(&self, server: &Server) -> Result<(), prometheus::Error> {
-        drop(self.0.node.set(server.node().to_string()));
         drop(self.0.server.set(server.clone()));
         self.start_parts(&self.table());
         self.0.metrics.register(server.registry())
@@ -161,11 +158,7 @@ impl Hooks {
         if let Some(store) = &self.0.store
             && (has(Occasion::Disconnect) || has(Occasion::Rooms))
         {
-            let adopter = Adopter {
-                hooks: self.clone(),
-                server: server.clone(),
-            };
-            store.start(server.node().to_string(), adopter);
+            store.start(server.node().to_string(), self.clone());
         }
         self.watch_rooms(server, table);
     }
@@ -338,21 +331,6 @@ impl Hooks {
         list: Vec<Operation>,
         ack: &mut Option<Ack>,
     ) -> Result<(), Refused> {
-        match self.carry_out(backend, subject, socket, list, ack).await {
-            Err(refused) if ack.is_some() => Err(refused),
-            _ => Ok(()),
-        }
-    }
-
-    /// Carries out the response to an event.
-    async fn carry_out(
-        &self,
-        backend: &Backend,
-        subject: Subject<'_>,
-        socket: &Socket,
-        list: Vec<Operation>,
-        ack: &mut Option<Ack>,
-    ) -> Result<(), Refused> {
         let checked = operations::check(list, Asks::Event, &self.0.limits)
             .map_err(|problem| noted(backend, subject, problem.into()).refused())?;
         let is_other = checked.changes_asker();
@@ -364,7 +342,10 @@ impl Hooks {
         if is_other && self.stores_disconnects(socket.namespace_name()) {
             self.keep(socket);
         }
-        note(backend, subject, &report).map_or(Ok(()), |failure| Err(failure.refused()))
+        match note(backend, subject, &report) {
+            Some(failure) if ack.is_some() => Err(failure.refused()),
+            _ => Ok(()),
+        }
     }
 
     /// Sends the disconnect to the hooks that name it.
@@ -409,8 +390,15 @@ impl Hooks {
         }
     }
 
+    /// Whether there is room for more notices of dead nodes.
+    fn may_claim(&self) -> bool {
+        let table = self.table();
+        let mut hooks = table.0.iter();
+        hooks.all(|hook| hook.notices.pending() < MAX_ADOPTED)
+    }
+
     /// Delivers a disconnect of a node that has died, or a change of a room.
-    fn adopt(&self, record: Record, server: &Server) {
+    fn adopt(&self, record: Record) {
         let table = self.table();
         let mut hooks = table.0.iter();
         match hooks.find(|hook| *hook.backend.name == *record.hook) {
@@ -423,7 +411,7 @@ impl Hooks {
                     false => Asks::Disconnect,
                 },
                 body: record.into_body(),
-                server: Some(server.clone()),
+                server: self.0.server.get().cloned(),
                 limits: self.0.limits,
             }),
             None => {
@@ -511,44 +499,19 @@ impl Hooks {
         format!("{}-{number}", self.0.prefix)
     }
 
+    /// The name of this node.
+    fn node(&self) -> &str {
+        let server = self.0.server.get();
+        server.map_or("", |server| server.node().as_str())
+    }
+
     fn origin<'a>(&'a self, backend: &'a Backend, id: &'a str, namespace: &'a str) -> Origin<'a> {
         Origin {
             hook: &backend.name,
             id,
-            node: self.0.node.get().map_or("", String::as_str),
+            node: self.node(),
             namespace,
         }
-    }
-}
-
-/// Takes over the notices of dead nodes.
-struct Adopter {
-    hooks: Hooks,
-    server: Server,
-}
-
-impl Adopter {
-    /// Whether there is room for more.
-    fn may_claim(&self) -> bool {
-        let table = self.hooks.table();
-        let mut hooks = table.0.iter();
-        hooks.all(|hook| hook.notices.pending() < MAX_ADOPTED)
-    }
-
-    /// Delivers a record.
-    fn adopt(&self, record: Record) {
-        self.hooks.adopt(record, &self.server);
-    }
-
-    /// Describes a room that a dead node had members in.
-    fn vacated(&self, room: &str) -> Option<Update> {
-        let id = self.hooks.next_id();
-        self.hooks.room_update(room, Kind::PerhapsVacated, id)
-    }
-
-    /// Redis may have lost the rooms of this node.
-    fn rooms_again(&self) {
-        self.hooks.rooms_again();
     }
 }
 

@@ -197,8 +197,8 @@ impl Hooks {
             }
         }
         if !watches.is_empty() && !rooms.is_sending.swap(true, Ordering::Relaxed) {
-            let (hooks, server) = (self.clone(), server.clone());
-            tokio::spawn(async move { hooks.send_rooms(&server).await });
+            let hooks = self.clone();
+            tokio::spawn(async move { hooks.send_rooms().await });
         }
         drop(watches);
         self.forget_unwatched(table);
@@ -247,11 +247,11 @@ impl Hooks {
     }
 
     /// Sends changes as they come.
-    async fn send_rooms(&self, server: &Server) {
+    async fn send_rooms(&self) {
         loop {
             self.0.rooms.has_changes.notified().await;
             sleep(GATHER).await;
-            while let Some(is_sent) = self.send_some_rooms(server).await {
+            while let Some(is_sent) = self.send_some_rooms().await {
                 if !is_sent {
                     sleep(PAUSE).await;
                 }
@@ -260,7 +260,7 @@ impl Hooks {
     }
 
     /// Sends some changes and returns whether they were, or `None` if there are none.
-    async fn send_some_rooms(&self, server: &Server) -> Option<bool> {
+    async fn send_some_rooms(&self) -> Option<bool> {
         let _sending = self.0.rooms.sending.lock().await;
         let taken = self.0.rooms.state.lock().take();
         if taken.is_empty() {
@@ -285,11 +285,7 @@ impl Hooks {
         };
         let is_sent = records.is_ok();
         match records {
-            Ok(records) => {
-                for record in records {
-                    self.adopt(record, server);
-                }
-            }
+            Ok(records) => records.into_iter().for_each(|record| self.adopt(record)),
             Err(_) => self.0.rooms.state.lock().put_back(taken),
         }
         Some(is_sent)
@@ -314,7 +310,7 @@ impl Hooks {
         let body = Body {
             id: &id,
             hook,
-            node: self.0.node.get().map_or("", String::as_str),
+            node: self.node(),
             namespace,
             r#type: "rooms",
             room: name,
@@ -351,11 +347,8 @@ impl Hooks {
 
     /// The connections of this node are closed, so none of its rooms has members.
     pub(super) async fn leave_rooms(&self) {
-        let Some(server) = self.0.server.get() else {
-            return;
-        };
         self.rooms_empty();
-        let all = async { while self.send_some_rooms(server).await == Some(true) {} };
+        let all = async { while self.send_some_rooms().await == Some(true) {} };
         // In time or not: another node takes out the rooms of one whose lease has ended.
         drop(timeout(FINISH_TIMEOUT, all).await);
     }

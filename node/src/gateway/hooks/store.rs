@@ -39,7 +39,7 @@ use tokio::{
 };
 
 pub(super) use self::rooms::{Kind, Update};
-use super::{Adopter, metrics::Metrics};
+use super::{Hooks, metrics::Metrics};
 use crate::gateway::{
     line_limit::LineLimit,
     redis_commands::{self, RedisCommands},
@@ -270,7 +270,7 @@ impl Store {
     }
 
     /// Begins to write, and to look for records of dead nodes, unless it has begun.
-    pub(super) fn start(self: &Arc<Self>, node: String, adopter: Adopter) {
+    pub(super) fn start(self: &Arc<Self>, node: String, hooks: Hooks) {
         if self.link.get().is_some() {
             return;
         }
@@ -286,7 +286,7 @@ impl Store {
         let store = Arc::clone(self);
         tokio::spawn(async move { store.write_always().await });
         let store = Arc::clone(self);
-        let keeper = tokio::spawn(async move { store.keep_always(&adopter).await });
+        let keeper = tokio::spawn(async move { store.keep_always(&hooks).await });
         drop(link.keeper.set(keeper.abort_handle()));
     }
 
@@ -403,14 +403,14 @@ impl Store {
         written.map(|()| true)
     }
 
-    async fn keep_always(&self, adopter: &Adopter) {
+    async fn keep_always(&self, hooks: &Hooks) {
         let Some(link) = self.link.get() else {
             return;
         };
         let mut renewals = 0;
         loop {
             link.is_up().await;
-            if let Err(error) = self.keep(link, &mut renewals, adopter).await {
+            if let Err(error) = self.keep(link, &mut renewals, hooks).await {
                 self.failed(&error.to_string());
             }
             sleep(RENEWAL).await;
@@ -422,7 +422,7 @@ impl Store {
         &self,
         link: &Link,
         renewals: &mut u32,
-        adopter: &Adopter,
+        hooks: &Hooks,
     ) -> Result<(), PublishError> {
         let Link {
             leases, own, node, ..
@@ -440,7 +440,7 @@ impl Store {
             Some(1) => {
                 // Another node may have taken out some rooms.
                 *renewals = 0;
-                adopter.rooms_again();
+                hooks.rooms_again();
             }
             _ => {
                 // Redis was emptied, or another node has claimed everything.
@@ -451,24 +451,22 @@ impl Store {
                 records.dirty.extend(forgotten);
                 self.has_changes.notify_one();
                 drop(records);
-                adopter.rooms_again();
+                hooks.rooms_again();
             }
         }
         if *renewals < RENEWALS_BEFORE_CLAIM || dead.is_empty() {
             return Ok(());
         }
-        let update = |room: &str| adopter.vacated(room);
         // Rooms before records: claiming the last record removes the node.
-        self.sweep_rooms(link, dead, update, |record| adopter.adopt(record))
-            .await?;
+        self.sweep_rooms(link, dead, hooks).await?;
         let (theirs, count) = (self.key(dead), BATCH.to_string());
         let claim = ["EVAL", CLAIM, "3", leases, own, &theirs, dead, &count];
         let mut total = 0;
-        while adopter.may_claim() {
+        while hooks.may_claim() {
             let reply = link.command(&claim).await?;
             let claimed = reply.as_ref().and_then(Reply::list).unwrap_or_default();
             for record in claimed {
-                self.adopt(record.text().unwrap_or_default(), adopter);
+                self.adopt(record.text().unwrap_or_default(), hooks);
             }
             total += claimed.len();
             if claimed.is_empty() {
@@ -485,14 +483,14 @@ impl Store {
         Ok(())
     }
 
-    fn adopt(&self, json: &str, adopter: &Adopter) {
+    fn adopt(&self, json: &str, hooks: &Hooks) {
         match serde_json::from_str::<Record>(json) {
             Ok(record) => {
                 let labels = [record.hook.as_str()];
                 self.metrics.adopted.with_label_values(&labels).inc();
                 // It is in Redis already; it is known here in case Redis loses it.
                 self.put(&record);
-                adopter.adopt(record);
+                hooks.adopt(record);
             }
             Err(error) => self.failed(&format!("a stored disconnect cannot be read: {error}")),
         }

@@ -11,7 +11,7 @@
 
 use roomcast::emitter::redis::{PublishError, Reply};
 
-use super::{BATCH, KEPT, Link, Record, Store};
+use super::{super::Hooks, BATCH, KEPT, Link, Record, Store};
 
 /// Returns the records of those changes that are the first or the last in the cluster.
 ///
@@ -136,26 +136,28 @@ impl Store {
         records
     }
 
-    /// Takes the rooms of a dead node out. `update` describes one of them.
+    /// Takes the rooms of a dead node out.
     pub(super) async fn sweep_rooms(
         &self,
         link: &Link,
         dead: &str,
-        update: impl Fn(&str) -> Option<Update>,
-        mut tell: impl FnMut(Record),
+        hooks: &Hooks,
     ) -> Result<(), PublishError> {
         let (rooms, count) = (link.rooms_of(dead), BATCH.to_string());
         loop {
             let reply = link.command(&["SRANDMEMBER", &rooms, &count]).await?;
             let names = reply.as_ref().and_then(Reply::list).unwrap_or_default();
-            let updates = names.iter().filter_map(Reply::text).filter_map(&update);
+            let updates = names
+                .iter()
+                .filter_map(Reply::text)
+                .filter_map(|room| hooks.room_update(room, Kind::PerhapsVacated, hooks.next_id()));
             let updates: Vec<_> = updates.collect();
             if updates.is_empty() {
                 return Ok(());
             }
             for record in link.change(dead, &updates).await? {
                 self.put(&record);
-                tell(record);
+                hooks.adopt(record);
             }
         }
     }
