@@ -4,6 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![expect(clippy::disallowed_methods, reason = "a test reads the real clock")]
 
+#[path = "process/application.rs"]
+#[expect(dead_code, reason = "a part of it is for other tests")]
+mod application;
 #[path = "process/channels.rs"]
 #[expect(dead_code, reason = "a part of it is for other tests")]
 mod door;
@@ -14,19 +17,15 @@ mod redis;
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    io::{Read as _, Write as _},
+    net::TcpStream,
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
     thread,
     time::Duration,
 };
 
-use door::{Channels, cluster, hash, line_with, serve, start};
-use process::DEADLINE;
+use application::Application;
+use door::{Channels, UPGRADE, cluster, hash, line_with, serve, start};
 use redis::{Redis, until};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::{Value, json};
@@ -86,32 +85,17 @@ fn streams_and_websockets_receive_what_is_published_while_their_node_hears_nothi
     assert_eq!(socket.receive()["type"], "subscribed");
     let mut published = BTreeSet::new();
     // The nodes cannot subscribe again before these are published.
-    redis.command(&[
-        "ACL",
-        "SETUSER",
-        "default",
-        "-subscribe",
-        "-psubscribe",
-        "-ssubscribe",
-    ]);
+    let rights = |rights: [&str; 3]| {
+        redis.command(&[&["ACL", "SETUSER", "default"], &rights[..]].concat());
+    };
+    rights(["-subscribe", "-psubscribe", "-ssubscribe"]);
     redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     published.extend((0..5).map(|_| publish(&two, "a")));
-    redis.command(&[
-        "ACL",
-        "SETUSER",
-        "default",
-        "+subscribe",
-        "+psubscribe",
-        "+ssubscribe",
-    ]);
+    rights(["+subscribe", "+psubscribe", "+ssubscribe"]);
     published.insert(publish(&two, "a"));
-    let mut streamed: Vec<_> = published.iter().map(|_| id(&stream.event())).collect();
-    let mut framed: Vec<_> = published.iter().map(|_| id(&socket.receive())).collect();
-    streamed.sort_unstable();
-    framed.sort_unstable();
-    let published: Vec<_> = published.into_iter().collect();
-    assert_eq!(streamed, published);
-    assert_eq!(framed, published);
+    let streamed: BTreeSet<_> = published.iter().map(|_| id(&stream.event())).collect();
+    let framed: BTreeSet<_> = published.iter().map(|_| id(&socket.receive())).collect();
+    assert_eq!((&streamed, &framed), (&published, &published));
 }
 
 #[test]
@@ -185,35 +169,21 @@ fn nothing_is_stored_or_received_while_redis_is_away() {
     redis.kill();
     for last_id in [Value::Null, json!("1")] {
         let subscribe = json!({ "type": "subscribe", "room": "a", "last_id": last_id });
-        let reply = socket.ask(&subscribe);
-        assert_eq!(
-            reply["problem"]["type"], "urn:roomcast:problem:redis",
-            "{reply}"
-        );
+        assert_eq!(socket.problem(&subscribe), "redis");
     }
-    let problem = |method, path, body| {
-        let (status, _, body) = door.request(method, path, "", body);
+    let problem = |method, path: &str, body| {
+        let (status, _, body) = door.request(method, &format!("/rooms/{path}"), "", body);
         let problem: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(status, 503, "{body}");
-        problem["type"].as_str().unwrap().to_owned()
+        door::kind(&problem)
     };
-    let refused = problem("POST", "/rooms/a", r#"{"data":"nobody has it"}"#);
-    let known = [
-        "urn:roomcast:problem:not-stored",
-        "urn:roomcast:problem:unconfirmed",
-    ];
-    assert!(known.contains(&&*refused), "{refused}");
-    for path in [
-        "/rooms/a/history",
-        "/rooms/a/poll",
-        "/rooms/a/poll?last_id=1",
-        "/rooms/b/events",
-    ] {
-        assert_eq!(
-            problem("GET", path, ""),
-            "urn:roomcast:problem:redis",
-            "{path}"
-        );
+    let refused = problem("POST", "a", r#"{"data":"nobody has it"}"#);
+    assert!(
+        ["not-stored", "unconfirmed"].contains(&&*refused),
+        "{refused}"
+    );
+    for path in ["a/history", "a/poll", "a/poll?last_id=1", "b/events"] {
+        assert_eq!(problem("GET", path, ""), "redis", "{path}");
     }
     redis.restart();
     let stored = until("a publish that is stored", || {
@@ -293,34 +263,28 @@ fn a_token_decides_in_a_header_a_query_and_a_frame() {
     let ada = token("ada");
     let header = format!("Authorization: Bearer {ada}\r\n");
     let event = r#"{"data":1}"#;
+    let wrong = "Authorization: Bearer a.b.c\r\n";
     let cases = [
-        ("GET", "/rooms/team:red/history", "", 401),
-        ("GET", "/rooms/team:red/events", "", 401),
-        (
-            "GET",
-            "/rooms/team:red/poll",
-            "Authorization: Bearer a.b.c\r\n",
-            401,
-        ),
-        ("POST", "/rooms/team:red", "", 401),
-        ("POST", "/rooms/team:red", &*header, 201),
-        ("POST", "/rooms/team:blue", &header, 403),
-        ("GET", "/rooms/team:red/history", &header, 200),
-        ("GET", "/rooms/team:blue/history", &header, 403),
-        ("GET", "/rooms/team:red/presence", &header, 403),
-        ("GET", "/rooms/team:red/poll?last_id=0", &header, 200),
-        ("GET", "/rooms/team:blue/poll", &header, 403),
-        ("GET", "/rooms/team:blue/events", &header, 403),
+        (401, "", "GET", "red/history"),
+        (401, "", "GET", "red/events"),
+        (401, wrong, "GET", "red/poll"),
+        (401, "", "POST", "red"),
+        (201, &header, "POST", "red"),
+        (403, &header, "POST", "blue"),
+        (200, &header, "GET", "red/history"),
+        (403, &header, "GET", "blue/history"),
+        (403, &header, "GET", "red/presence"),
+        (200, &header, "GET", "red/poll?last_id=0"),
+        (403, &header, "GET", "blue/poll"),
+        (403, &header, "GET", "blue/events"),
     ];
-    for (method, path, headers, expected) in cases {
+    for (expected, headers, method, path) in cases {
         let body = if method == "POST" { event } else { "" };
-        let (status, head, body) = door.request(method, path, headers, body);
+        let path = format!("/rooms/team:{path}");
+        let (status, head, body) = door.request(method, &path, headers, body);
         assert_eq!(status, expected, "{method} {path}: {body}");
-        assert_eq!(
-            status == 401,
-            head.contains("www-authenticate: bearer"),
-            "{head}"
-        );
+        let has_scheme = head.contains("www-authenticate: bearer");
+        assert_eq!(status == 401, has_scheme, "{head}");
     }
     let in_query = format!("token={ada}");
     let mut stream = door.stream(&format!("/rooms/team:red/events?last_id=0&{in_query}"), "");
@@ -331,22 +295,22 @@ fn a_token_decides_in_a_header_a_query_and_a_frame() {
     assert_eq!(reply["type"], "token", "{reply}");
     assert!(reply["expires"].is_u64(), "{reply}");
     for wrong in [token("bob"), "a.b.c".to_owned()] {
-        let reply = socket.ask(&json!({ "type": "token", "token": wrong }));
-        assert_eq!(
-            reply["problem"]["type"], "urn:roomcast:problem:credentials",
-            "{reply}"
-        );
+        let frame = json!({ "type": "token", "token": wrong });
+        assert_eq!(socket.problem(&frame), "credentials");
     }
-    let reply = socket.ask(&json!({ "type": "subscribe", "room": "team:blue" }));
-    assert_eq!(
-        reply["problem"]["type"], "urn:roomcast:problem:denied",
-        "{reply}"
-    );
+    let frame = json!({ "type": "subscribe", "room": "team:blue" });
+    assert_eq!(socket.problem(&frame), "denied");
 }
 
 #[test]
 fn a_hook_decides_once_for_each_request() {
-    let hook = Hook::start();
+    let hook = Application::start(|request| {
+        let operations = match request.json()["auth"]["token"] == "guest" {
+            true => json!([]),
+            false => json!([{ "op": "refuse", "message": "not you" }]),
+        };
+        (200, operations.to_string())
+    });
     let settings = format!(
         "access = \"hook\"\n[hooks.app]\nurl = \"{}\"\non = [\"connect\"]\n\
          [namespaces.\"/\".rooms]\njoin = [\"*\"]\nsend = [\"*\"]\nhistory = [\"*\"]\n\
@@ -369,62 +333,9 @@ fn a_hook_decides_once_for_each_request() {
     assert_eq!(status, 201, "{body}");
     let (status, _, body) = door.request("GET", "/rooms/a/poll?last_id=0", guest, "");
     assert_eq!(status, 200, "{body}");
-    assert_eq!(
-        door.stream("/rooms/a/events?last_id=0", guest).event()["data"],
-        1
-    );
-    assert_eq!(hook.asked(), 4 + 3);
-}
-
-/// An application that lets guests in.
-struct Hook {
-    url: String,
-    asked: Arc<AtomicUsize>,
-}
-
-impl Hook {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/hook", listener.local_addr().unwrap());
-        let asked = Arc::<AtomicUsize>::default();
-        let counted = Arc::clone(&asked);
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut reader = BufReader::new(stream.unwrap());
-                let (mut line, mut length) = (String::new(), 0);
-                while reader.read_line(&mut line).unwrap() > 2 {
-                    if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                        length = value.trim().parse().unwrap();
-                    }
-                    line.clear();
-                }
-                if length == 0 {
-                    continue;
-                }
-                let mut body = vec![0; length];
-                reader.read_exact(&mut body).unwrap();
-                let request: Value = serde_json::from_slice(&body).unwrap();
-                counted.fetch_add(1, Ordering::Relaxed);
-                let operations = match request["auth"]["token"] == "guest" {
-                    true => json!([]),
-                    false => json!([{ "op": "refuse", "message": "not you" }]),
-                };
-                let response = operations.to_string();
-                write!(
-                    reader.get_mut(),
-                    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\
-                     Content-Length: {}\r\n\r\n{response}",
-                    response.len()
-                )
-                .unwrap();
-            }
-        });
-        Self { url, asked }
-    }
-
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::Relaxed)
-    }
+    let mut stream = door.stream("/rooms/a/events?last_id=0", guest);
+    assert_eq!(stream.event()["data"], 1);
+    assert_eq!(hook.requests.try_iter().count(), 4 + 3);
 }
 
 #[test]
@@ -436,27 +347,22 @@ fn a_key_has_so_many_open_requests_of_any_kind() {
     );
     let (_program, door) = serve("key-places", &settings, &["--access=open"]);
     let key = "Authorization: Bearer one\r\n";
-    let upgrade = format!(
-        "{key}Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-    );
+    let upgrade = format!("{key}{UPGRADE}");
     let _stream = door.stream("/rooms/a/events", key);
     for (path, headers) in [
         ("/rooms/a/events", key),
         ("/rooms/a/poll", key),
         ("/rooms/a/events", &*upgrade),
     ] {
-        let mut response = BufReader::new(door.send("GET", path, headers, ""));
+        let mut response = door.begin(path, headers);
         line_with(&mut response, "HTTP/1.1 429");
         line_with(&mut response, "content-type: application/problem+json");
         line_with(&mut response, "retry-after: ");
     }
     // Others have their own places.
     let _other = door.stream("/rooms/a/events", "");
-    assert!(
-        door.metrics()
-            .contains(r#"{door="channels",limit="parked_per_key"} 3"#)
-    );
+    let refused = r#"{door="channels",limit="parked_per_key"} 3"#;
+    assert!(door.metrics().contains(refused));
 }
 
 const KEY: &str = "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee1";
@@ -490,11 +396,11 @@ fn thousands_of_parked_polls_wake_by_one_message_and_each_receives_it_once() {
         )
         .unwrap();
     };
-    let before = resident_bytes(&door);
+    let resident_bytes = || metric(&door, "process_resident_memory_bytes");
+    let before = resident_bytes();
     let mut polls = Vec::with_capacity(count);
     for number in 0..count {
-        let mut stream = TcpStream::connect(&door.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut stream = process::connect(&door.address);
         send(&mut stream, "GET", POLLS[number % 2], "");
         polls.push(stream);
     }
@@ -502,28 +408,19 @@ fn thousands_of_parked_polls_wake_by_one_message_and_each_receives_it_once() {
         let parked = |name| metric(&door, &format!("roomcast_door_parked{{door=\"{name}\"}}"));
         (parked("channels") + parked("syncano") == count).then_some(())
     });
-    let each = resident_bytes(&door).saturating_sub(before) / count;
+    let each = resident_bytes().saturating_sub(before) / count;
     println!("{count} polls, each with {each} bytes");
     // Fewer would share what the program allocates once.
     assert!(each <= 8192 || count < 5000, "{each} bytes for a poll");
     until("all polls in the room", || {
         thread::sleep(Duration::from_millis(100));
-        let (_, body) = process::http(
-            &door.address,
-            "GET /channels/syncano%2Fshop/rooms/news%23lobby/presence",
-            "",
-        );
-        let presence: Value = serde_json::from_str(&body).unwrap();
+        let (_, presence) = door.get("/syncano%2Fshop/rooms/news%23lobby/presence");
         (presence["total"] == count).then_some(())
     });
-    let mut publisher = TcpStream::connect(&door.address).unwrap();
+    let mut publisher = process::connect(&door.address);
     let path = "/v1.1/instances/shop/channels/news/publish/";
-    send(
-        &mut publisher,
-        "POST",
-        path,
-        r#"{"room":"lobby","payload":{"a":1}}"#,
-    );
+    let message = r#"{"room":"lobby","payload":{"a":1}}"#;
+    send(&mut publisher, "POST", path, message);
     let (head, published) = response(&mut publisher);
     assert!(head.starts_with("HTTP/1.1 201"), "{head}");
     let id = published["id"].as_u64().unwrap();
@@ -545,11 +442,6 @@ fn thousands_of_parked_polls_wake_by_one_message_and_each_receives_it_once() {
         let (head, _) = response(poll);
         assert!(head.starts_with("HTTP/1.1 204"), "{head}");
     }
-}
-
-/// The resident memory of the program.
-fn resident_bytes(door: &Channels) -> usize {
-    metric(door, "process_resident_memory_bytes")
 }
 
 /// 0 if there is no such series yet.

@@ -5,23 +5,30 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+#[path = "process/application.rs"]
+mod application;
+#[path = "process/channels.rs"]
+#[expect(dead_code, reason = "a part of it is for other tests")]
+mod channels;
 #[expect(dead_code, reason = "a part of it is for other tests")]
 mod process;
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    io::BufReader,
+    net::TcpStream,
     path::PathBuf,
     process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
-        mpsc::{Receiver, Sender, channel},
+        mpsc::channel,
     },
     thread,
 };
 
-use process::{DEADLINE, Program, client::Client, field};
+use application::Application;
+use channels::UPGRADE;
+use process::{Program, client::Client};
 use serde_json::{Value, json};
 use tungstenite::{
     Bytes, Error, Message, WebSocket, client::IntoClientRequest as _, handshake::client::Response,
@@ -33,26 +40,21 @@ const ID: &str = "abc";
 /// The digest of both.
 const DIGEST: &str = "7a1c653e3a0aec95b6f395b05a46eace0ce22a50";
 
+/// The header with the key that may make all calls.
+const ALL: &str = "Authorization: Bearer all\r\n";
+
 #[test]
 fn a_socket_hears_subscriptions_that_were_made_before_it_existed() {
     let door = Door::open("");
-    assert_eq!(
-        door.subscribe(&["news", "news"]),
-        json!({ "digest": DIGEST })
-    );
+    let subscribed = door.subscribe(&["news", "news"]);
+    assert_eq!(subscribed, json!({ "digest": DIGEST }));
     door.subscribe(&["news"]);
     let mut socket = door.connect();
-    for payload in [
-        json!("a"),
-        json!([1, { "key": "b" }]),
-        json!(null),
-        json!({ "key": 1.5 }),
-    ] {
-        door.push(&payload, &["news", "nobody"]);
-        assert_eq!(
-            socket.next(),
-            json!({ "payload": payload, "channel": "news" })
-        );
+    let payloads = json!(["a", [1, { "key": "b" }], null, { "key": 1.5 }]);
+    for payload in payloads.as_array().unwrap() {
+        door.push(payload, &["news", "nobody"]);
+        let push = json!({ "payload": payload, "channel": "news" });
+        assert_eq!(socket.next(), push);
     }
     socket.hears_nothing();
 }
@@ -83,25 +85,17 @@ fn every_path_leads_in_and_a_bad_handshake_is_refused() {
     for socket in &mut sockets {
         assert_eq!(socket.next()["payload"], 1);
     }
-    let head = |headers: &str| {
-        let mut stream = TcpStream::connect(&door.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        write!(
-            stream,
-            "GET /?{query} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n{headers}\r\n"
-        )
-        .unwrap();
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).unwrap();
-        line[9..12].to_owned()
-    };
-    let key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    assert_eq!(head(&format!("Upgrade: WebSocket\r\n{key}")), "101");
-    assert_eq!(head("Upgrade: websocket\r\n"), "400");
-    assert_eq!(
-        head("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"),
-        "400"
-    );
+    let (without_key, _) = UPGRADE.split_once("Sec-WebSocket-Key").unwrap();
+    let (without_version, _) = UPGRADE.split_once("Sec-WebSocket-Version").unwrap();
+    for (headers, status) in [
+        (&*UPGRADE.replace("websocket", "WebSocket"), "101"),
+        (without_version, "400"),
+        (without_key, "400"),
+    ] {
+        let stream = process::send(&door.address, &format!("GET /?{query}"), headers, "");
+        let mut stream = BufReader::new(stream);
+        channels::line_with(&mut stream, &format!("HTTP/1.1 {status}"));
+    }
     assert_eq!(door.http("GET /nothing", ""), 404);
 }
 
@@ -194,10 +188,7 @@ fn a_ping_has_its_reply_and_what_is_no_message_has_none() {
         socket.send(text);
     }
     socket.0.send(Message::binary(vec![0, 1])).unwrap();
-    socket
-        .0
-        .send(Message::Ping(Bytes::from_static(b"x")))
-        .unwrap();
+    socket.0.send(Message::Ping(Bytes::from("x"))).unwrap();
     for id in [json!("a"), json!(7), json!([null])] {
         let input = json!({ "socket_connection_id": ID });
         socket.send(&json!({ "id": id, "action": "ping", "input": input }).to_string());
@@ -211,16 +202,13 @@ fn a_ping_has_its_reply_and_what_is_no_message_has_none() {
 fn a_message_that_nests_deeper_than_nodes_read_is_refused() {
     let door = Door::open("");
     let nested = |depth| (1..depth).fold(json!([]), |inner, _| Value::Array(vec![inner]));
-    let call =
-        |call: &str, body: Value| door.try_call(call, &body, "Authorization: Bearer all\r\n");
+    let call = |call: &str, body: Value| door.try_call(call, &body, ALL);
     // The list of arguments and the object around the message are two of 400 levels.
     for (depth, wanted) in [(398, 200), (399, 400), (450, 400), (600, 400)] {
         // A pattern goes to other nodes as text.
         for channel in ["a", "a:*"] {
-            let (status, problem) = call(
-                "push",
-                json!({ "message": nested(depth), "channels": [channel] }),
-            );
+            let push = json!({ "message": nested(depth), "channels": [channel] });
+            let (status, problem) = call("push", push);
             assert_eq!(status, wanted, "{depth} {problem}");
             if wanted == 400 {
                 assert_eq!(problem["field"], "message", "{problem}");
@@ -234,9 +222,10 @@ fn a_message_that_nests_deeper_than_nodes_read_is_refused() {
 #[test]
 fn a_call_without_a_key_or_with_a_mistake_is_refused() {
     let door = Door::open("");
-    let status =
-        |call: &str, body: Value| door.try_call(call, &body, "Authorization: Bearer all\r\n");
+    let status = |call: &str, body: Value| door.try_call(call, &body, ALL);
     let pair = |channels: Value| json!({ "channels": channels, "digest": DIGEST });
+    let short = json!({ "channels": ["a"], "digest": "short" });
+    let nowhere = json!({ "digest": DIGEST, "channel": "", "message": 1 });
     for (call, body, field) in [
         ("subscribe", pair(json!([])), "channels"),
         ("unsubscribe", pair(json!([])), "channels"),
@@ -244,22 +233,14 @@ fn a_call_without_a_key_or_with_a_mistake_is_refused() {
         ("subscribe", pair(json!(["a", ""])), "channels[1]"),
         ("subscribe", pair(json!(["x".repeat(300)])), "channels[0]"),
         ("subscribe", pair(json!(["pw:socket:a"])), "channels[0]"),
-        (
-            "subscribe",
-            json!({ "channels": ["a"], "digest": "short" }),
-            "digest",
-        ),
-        (
-            "push_to",
-            json!({ "digest": DIGEST, "channel": "", "message": 1 }),
-            "channel",
-        ),
+        ("subscribe", short, "digest"),
+        ("push_to", nowhere, "channel"),
     ] {
-        let (status, problem) = status(call, body.clone());
+        let (status, problem) = status(call, body);
         assert_eq!(
             (status, &problem["field"]),
             (400, &json!(field)),
-            "{call} {body}"
+            "{problem}"
         );
     }
     assert_eq!(status("push", json!({ "channels": ["a"] })).0, 400);
@@ -267,10 +248,8 @@ fn a_call_without_a_key_or_with_a_mistake_is_refused() {
     let most: Vec<_> = (0..=20).map(|number| number.to_string()).collect();
     let (code, problem) = status("subscribe", pair(json!(most)));
     assert_eq!(code, 400);
-    assert!(
-        problem["detail"].as_str().unwrap().contains("20 channels"),
-        "{problem}"
-    );
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("20 channels"), "{detail}");
     let push = json!({ "message": 1, "channels": ["a"] });
     for (header, wanted) in [
         ("", 401),
@@ -287,7 +266,7 @@ fn a_call_without_a_key_or_with_a_mistake_is_refused() {
 
 #[test]
 fn a_route_is_called_with_the_session_and_the_identity_of_the_socket() {
-    let app = App::start(|request| match request.path() {
+    let app = Application::start(|request| match request.path() {
         "/missing" => (404, "no such page".to_owned()),
         "/broken" => (500, "sorry".to_owned()),
         "/moved" => (302, String::new()),
@@ -295,9 +274,8 @@ fn a_route_is_called_with_the_session_and_the_identity_of_the_socket() {
     });
     let door = Door::open(&format!("application = {:?}", app.url));
     let query = format!("socket_connection_id={ID}&socket_key={KEY}");
-    let mut socket = door
-        .connect_as("/", &query, &[("cookie", "session=s1; other=o")])
-        .unwrap();
+    let cookie = ("cookie", "session=s1; other=o");
+    let mut socket = door.connect_as("/", &query, &[cookie]).unwrap();
     let mut call = |method: &str, uri: &str, input: Value| {
         let message = json!({
             "id": "r", "action": "call-route", "method": method, "uri": uri, "input": input,
@@ -306,22 +284,19 @@ fn a_route_is_called_with_the_session_and_the_identity_of_the_socket() {
         socket.send(&message.to_string());
         let reply = socket.next();
         assert_eq!(reply["id"], "r");
-        (
-            reply["status"].as_u64().unwrap(),
-            reply["body"].as_str().unwrap().to_owned(),
-            reply["headers"].clone(),
-        )
+        reply
     };
-    let (status, body, headers) = call("get", "/posts?page=2", json!({ "q": "a b", "ids": [1] }));
+    let reply = call("get", "/posts?page=2", json!({ "q": "a b", "ids": [1] }));
+    let line = "GET /posts?page=2&q=a%20b&ids[]=1 HTTP/1.1 ";
     assert_eq!(
-        (status, body.trim()),
-        (200, "GET /posts?page=2&q=a%20b&ids[]=1 HTTP/1.1")
+        (&reply["status"], &reply["body"]),
+        (&json!(200), &json!(line))
     );
-    assert_eq!(headers["x-app"], "yes");
-    assert!(headers.get("set-cookie").is_none(), "{headers}");
+    assert_eq!(reply["headers"]["x-app"], "yes");
+    assert!(reply["headers"].get("set-cookie").is_none(), "{reply}");
     let seen = app.request();
     for (name, value) in [
-        ("cookie", "session=s1; other=o"),
+        cookie,
         ("x-socket-digest", DIGEST),
         ("x-socket-connection-id", ID),
         ("x-socket-container", "main"),
@@ -329,12 +304,10 @@ fn a_route_is_called_with_the_session_and_the_identity_of_the_socket() {
     ] {
         assert_eq!(seen.header(name), Some(value), "{name}");
     }
-    let (_, body, _) = call("Post", "/posts", json!({ "title": "t" }));
-    assert_eq!(body, "POST /posts HTTP/1.1 {\"title\":\"t\"}");
-    assert_eq!(
-        app.request().header("content-type"),
-        Some("application/json")
-    );
+    let reply = call("Post", "/posts", json!({ "title": "t" }));
+    assert_eq!(reply["body"], "POST /posts HTTP/1.1 {\"title\":\"t\"}");
+    let seen = app.request();
+    assert_eq!(seen.header("content-type"), Some("application/json"));
     for (uri, status, text) in [
         ("/missing", 404, "no such page"),
         ("/broken", 500, "sorry"),
@@ -342,28 +315,30 @@ fn a_route_is_called_with_the_session_and_the_identity_of_the_socket() {
         ("http://127.0.0.1:1/evil", 200, "GET /evil HTTP/1.1 "),
         ("//127.0.0.1:1/evil", 200, "GET /evil HTTP/1.1 "),
     ] {
-        let (found, body, _) = call("GET", uri, json!({}));
-        assert_eq!((found, body.as_str()), (status, text), "{uri}");
+        let reply = call("GET", uri, json!({}));
+        assert_eq!(
+            (&reply["status"], &reply["body"]),
+            (&json!(status), &json!(text)),
+            "{uri}"
+        );
     }
     for (method, status) in [("CONNECT", 405), ("TRACE", 405), ("G T", 400)] {
-        let (found, body, _) = call(method, "/posts", json!({}));
-        assert_eq!(found, status, "{body}");
+        let reply = call(method, "/posts", json!({}));
+        assert_eq!(reply["status"], status, "{reply}");
     }
 }
 
 #[test]
 fn an_application_that_does_not_respond_has_the_status_of_a_gateway() {
-    let app = App::start(|request| match request.path() {
+    let app = Application::start(|request| match request.path() {
         "/large" => (200, "x".repeat(2000)),
         _ => loop {
             thread::park();
         },
     });
-    let limits = format!(
-        "application = {:?}\ntimeout = \"300ms\"\nmax_response = \"1KiB\"",
-        app.url
-    );
-    let door = Door::open(&limits);
+    let application = format!("application = {:?}\n", app.url);
+    let limits = "timeout = \"300ms\"\nmax_response = \"1KiB\"";
+    let door = Door::open(&format!("{application}{limits}"));
     let mut socket = door.connect();
     assert_eq!(socket.call("/large")["status"], 502);
     assert_eq!(socket.call("/slow")["status"], 504);
@@ -371,11 +346,10 @@ fn an_application_that_does_not_respond_has_the_status_of_a_gateway() {
         format!("roomcast_hook_requests_total{{hook=\"pakyow-routes\",outcome=\"{outcome}\"}}")
     };
     door.wait_for(&outcome("timeout"), 1);
-    let narrow = format!("application = {:?}\nconcurrency = 1\nqueue = 0", app.url);
-    let door = Door::open(&narrow);
+    let narrow = "concurrency = 1\nqueue = 0";
+    let door = Door::open(&format!("{application}{narrow}"));
     let [mut first, mut second] = [door.connect(), door.connect()];
-    let call = json!({ "id": 1, "action": "call-route", "method": "GET", "uri": "/busy" });
-    first.send(&call.to_string());
+    first.send(&call_route(1, "/busy"));
     while app.request().path() != "/busy" {}
     assert_eq!(second.call("/")["status"], 503);
     door.wait_for(&outcome("overloaded"), 1);
@@ -388,7 +362,7 @@ fn an_application_that_does_not_respond_has_the_status_of_a_gateway() {
 fn a_slow_route_delays_no_other_message_and_too_many_are_refused() {
     let (go, waits) = channel::<()>();
     let waits = Mutex::new(waits);
-    let app = App::start(move |request| {
+    let app = Application::start(move |request| {
         if request.path() == "/slow" {
             waits.lock().unwrap().recv().unwrap();
         }
@@ -400,14 +374,11 @@ fn a_slow_route_delays_no_other_message_and_too_many_are_refused() {
     );
     let door = Door::open(&settings);
     let mut socket = door.connect();
-    let call = |id: usize, uri: &str| {
-        json!({ "id": id, "action": "call-route", "method": "GET", "uri": uri }).to_string()
-    };
     for id in 0..5 {
-        socket.send(&call(id, "/slow"));
+        socket.send(&call_route(id, "/slow"));
     }
     socket.hears_nothing();
-    socket.send(&call(5, "/fast"));
+    socket.send(&call_route(5, "/fast"));
     let refused = socket.next();
     assert_eq!(
         (&refused["id"], &refused["status"]),
@@ -433,16 +404,11 @@ fn a_slow_route_delays_no_other_message_and_too_many_are_refused() {
 fn a_subscription_that_a_route_makes_is_in_force_before_its_reply() {
     let calls = Arc::new(Mutex::new(String::new()));
     let known = Arc::clone(&calls);
-    let app = App::start(move |request| {
+    let app = Application::start(move |request| {
         let digest = request.header("x-socket-digest").unwrap();
         let address = known.lock().unwrap().clone();
         let subscribe = json!({ "channels": ["room"], "digest": digest });
-        let (status, _) = post(
-            &address,
-            "/pakyow/subscribe",
-            "Authorization: Bearer all\r\n",
-            &subscribe.to_string(),
-        );
+        let (status, _) = post(&address, "/pakyow/subscribe", ALL, &subscribe);
         (status, "done".to_owned())
     });
     let door = Door::open(&format!("application = {:?}", app.url));
@@ -459,11 +425,9 @@ fn a_subscription_that_a_route_makes_is_in_force_before_its_reply() {
 
 #[test]
 fn actions_that_only_the_application_knows_are_posted_to_it() {
-    let app = App::start(|request| (200, request.body.clone()));
-    let door = Door::open(&format!(
-        "application = {:?}\nactions = \"/actions\"",
-        app.url
-    ));
+    let app = Application::start(|request| (200, request.body.clone()));
+    let settings = format!("application = {:?}\nactions = \"/actions\"", app.url);
+    let door = Door::open(&settings);
     let mut socket = door.connect();
     let view = json!({ "id": 1, "action": "fetch-view", "uri": "/", "lookup": { "channel": "c" } });
     let dance = json!({ "id": 2, "action": "dance", "steps": [1] });
@@ -485,15 +449,14 @@ fn actions_that_only_the_application_knows_are_posted_to_it() {
 fn the_hook_names_the_key_and_learns_of_sockets_that_come_and_go() {
     let answers = Arc::new(Mutex::new((200, json!({ "socket_key": KEY }))));
     let known = Arc::clone(&answers);
-    let app = App::start(move |_| {
+    let app = Application::start(move |_| {
         let (status, body) = &*known.lock().unwrap();
         (*status, body.to_string())
     });
-    let hook = format!(
-        "[doors.pakyow.hook]\nurl = \"{}hook?a=b\"\nsecret_env = \"SECRET\"",
-        app.url
-    );
-    let door = Door::open(&hook);
+    let url = format!("url = \"{}hook?a=b\"", app.url);
+    let door = Door::open(&format!(
+        "[doors.pakyow.hook]\n{url}\nsecret_env = \"SECRET\""
+    ));
     door.subscribe(&["news"]);
     let query = format!("socket_connection_id={ID}&x=y");
     let connect = || door.connect_as("/path", &query, &[("cookie", "session=s")]);
@@ -501,26 +464,19 @@ fn the_hook_names_the_key_and_learns_of_sockets_that_come_and_go() {
     door.push(&json!(1), &["news"]);
     assert_eq!(socket.next()["payload"], 1);
     let asked = app.request();
-    assert_eq!(
-        (asked.line.as_str(), asked.header("cookie")),
-        ("POST /hook?a=b HTTP/1.1", Some("session=s"))
-    );
+    assert_eq!(asked.line, "POST /hook?a=b HTTP/1.1");
+    assert_eq!(asked.header("cookie"), Some("session=s"));
     assert!(
         asked
             .header("roomcast-signature")
-            .is_some_and(|signature| signature.starts_with("t="))
+            .unwrap()
+            .starts_with("t=")
     );
-    let body: Value = serde_json::from_str(&asked.body).unwrap();
-    assert_eq!(
-        body,
-        json!({ "type": "connect", "connection_id": ID, "path": "/path", "query": query })
-    );
+    let wanted = json!({ "type": "connect", "connection_id": ID, "path": "/path", "query": query });
+    assert_eq!(asked.json(), wanted);
     let notice = |kind: &str| {
-        let notice: Value = serde_json::from_str(&app.request().body).unwrap();
-        assert_eq!(
-            notice,
-            json!({ "type": kind, "connection_id": ID, "digest": DIGEST })
-        );
+        let notice = json!({ "type": kind, "connection_id": ID, "digest": DIGEST });
+        assert_eq!(app.request().json(), notice);
     };
     notice("join");
     drop(socket);
@@ -547,9 +503,8 @@ fn the_key_may_be_in_a_cookie_and_foreign_pages_are_refused() {
     let door = Door::open("key_cookie = \"key\"");
     door.subscribe(&["news"]);
     let query = format!("socket_connection_id={ID}");
-    let mut socket = door
-        .connect_as("/", &query, &[("cookie", "a=b; key=k1")])
-        .unwrap();
+    let cookie = ("cookie", "a=b; key=k1");
+    let mut socket = door.connect_as("/", &query, &[cookie]).unwrap();
     door.push(&json!(1), &["news"]);
     assert_eq!(socket.next()["payload"], 1);
     let origin = |origin: &str| door.connect_as("/", &query, &[("origin", origin)]).err();
@@ -583,33 +538,22 @@ fn each_limit_has_an_error_and_is_counted_under_its_name() {
     ] {
         assert_eq!(door.connect_as("/", &query, &[]).err(), Some(400));
     }
-    let all = "Authorization: Bearer all\r\n";
     let many: Vec<_> = (0..=1000).map(|number| number.to_string()).collect();
-    for (body, wanted, reason) in [
-        (
-            json!({ "channels": [long], "message": 1 }),
-            400,
-            "1 to 256 bytes",
-        ),
-        (
-            json!({ "channels": many, "message": 1 }),
-            400,
-            "1 to 1000 channels",
-        ),
-        (
-            json!({ "channels": ["a"], "message": "x".repeat(9000) }),
-            413,
-            "at most 8KiB",
-        ),
+    let large = json!("x".repeat(9000));
+    for (wanted, reason, channels, message) in [
+        (400, "1 to 256 bytes", json!([long]), &json!(1)),
+        (400, "1 to 1000 channels", json!(many), &json!(1)),
+        (413, "at most 8KiB", json!(["a"]), &large),
     ] {
-        let (status, problem) = door.try_call("push", &body, all);
+        let push = json!({ "channels": channels, "message": message });
+        let (status, problem) = door.try_call("push", &push, ALL);
         let detail = problem["detail"].as_str().unwrap();
         assert!(status == wanted && detail.contains(reason), "{problem}");
     }
     let more = json!({ "channels": many[..21], "digest": DIGEST });
-    assert_eq!(door.try_call("subscribe", &more, all).0, 400);
+    assert_eq!(door.try_call("subscribe", &more, ALL).0, 400);
     let identity = json!({ "channels": ["a"], "connection_id": long, "socket_key": KEY });
-    assert_eq!(door.try_call("subscribe", &identity, all).0, 400);
+    assert_eq!(door.try_call("subscribe", &identity, ALL).0, 400);
 
     let mut socket = door.connect();
     let other = door.connect_as("/", "socket_connection_id=x", &[]);
@@ -632,10 +576,8 @@ fn each_limit_has_an_error_and_is_counted_under_its_name() {
         ("body", 1),
         ("parked_per_address", 1),
     ] {
-        door.wait_for(
-            &format!("roomcast_door_limits_total{{door=\"pakyow\",limit=\"{limit}\"}}"),
-            count,
-        );
+        let labels = format!("{{door=\"pakyow\",limit=\"{limit}\"}}");
+        door.wait_for(&format!("roomcast_door_limits_total{labels}"), count);
     }
     door.wait_for("roomcast_pakyow_messages_total{outcome=\"too_large\"}", 1);
     door.wait_for("roomcast_limit_reached_total{limit=\"message_size\"}", 1);
@@ -644,10 +586,8 @@ fn each_limit_has_an_error_and_is_counted_under_its_name() {
 
 #[test]
 fn clients_of_socket_io_and_of_this_door_meet_in_a_room() {
-    let door = Door::open_with(
-        "client_rooms = true\nnamespace = [\"/\"]\n",
-        "namespace = \"/\"",
-    );
+    let head = "client_rooms = true\nnamespace = [\"/\"]\n";
+    let door = Door::open_with(head, "namespace = \"/\"");
     door.subscribe(&["tea"]);
     let mut socket = door.connect();
     let mut client = Client::connect(&door.address);
@@ -657,23 +597,13 @@ fn clients_of_socket_io_and_of_this_door_meet_in_a_room() {
     assert_eq!(client.event("push"), json!([push]));
     assert_eq!(socket.next(), push);
     door.push(&json!(1), &["t*"]);
-    assert_eq!(
-        client.event("push"),
-        json!([{ "payload": 1, "channel": "tea" }])
-    );
-    assert_eq!(socket.next()["payload"], 1);
+    let push = json!({ "payload": 1, "channel": "tea" });
+    assert_eq!(client.event("push"), json!([push]));
+    assert_eq!(socket.next(), push);
     let event = json!({ "event": "news", "args": ["it rains"], "rooms": ["tea"] });
-    let (status, _) = post(
-        &door.internal,
-        "/api/emit",
-        "Authorization: Bearer all\r\n",
-        &event.to_string(),
-    );
-    assert_eq!(status, 200);
-    assert_eq!(
-        socket.next(),
-        json!({ "payload": "it rains", "channel": "tea" })
-    );
+    assert_eq!(post(&door.internal, "/api/emit", ALL, &event).0, 200);
+    let push = json!({ "payload": "it rains", "channel": "tea" });
+    assert_eq!(socket.next(), push);
 }
 
 /// A program with the door, whose keys are `all`, `join` and `chat`.
@@ -701,9 +631,11 @@ impl Door {
             ("chat", "/chat", "emit"),
         ];
         let keys = keys.map(|(key, namespace, verb)| {
-            let hash = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
-            let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("[[api.keys]]\nname = \"{key}\"\nhash = \"sha256:{hash}\"\nnamespaces = [\"{namespace}\"]\nverbs = [\"{verb}\"]\n")
+            format!(
+                "[[api.keys]]\nname = \"{key}\"\nhash = \"{}\"\n\
+                 namespaces = [\"{namespace}\"]\nverbs = [\"{verb}\"]\n",
+                channels::hash(key)
+            )
         });
         let text = format!(
             "access = \"open\"\n{head}{}[doors.pakyow]\nmax_channels = 20\n{settings}\n",
@@ -711,16 +643,12 @@ impl Door {
         );
         std::fs::write(&file, text).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
-        let ports = ["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"];
         command.env_clear().env("SECRET", "0123456789abcdef");
-        command.args(["serve", "--config"]).arg(&file).args(ports);
-        let mut program = Program::start(&mut command);
-        let line = program.line_with("listening");
-        let (address, internal) = (field(&line, "address="), field(&line, "internal="));
+        let (program, door) = channels::listen(command.args(["serve", "--config"]).arg(&file));
         Self {
             _program: program,
-            address,
-            internal,
+            address: door.address,
+            internal: door.internal,
             file,
         }
     }
@@ -732,8 +660,7 @@ impl Door {
 
     /// An error is the status of the refusal.
     fn connect_as(&self, path: &str, query: &str, headers: &[(&str, &str)]) -> Result<Socket, u16> {
-        let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let stream = process::connect(&self.address);
         let url = format!("ws://{}{path}?{query}", self.address);
         let mut request = url.into_client_request().unwrap();
         for (name, value) in headers {
@@ -763,18 +690,14 @@ impl Door {
     }
 
     fn call(&self, call: &str, body: &Value) -> Value {
-        let (status, result) = self.try_call(call, body, "Authorization: Bearer all\r\n");
+        let (status, result) = self.try_call(call, body, ALL);
         assert_eq!(status, 200, "{call} {body}: {result}");
         result
     }
 
     fn try_call(&self, call: &str, body: &Value, headers: &str) -> (u16, Value) {
-        let (status, body) = post(
-            &self.internal,
-            &format!("/pakyow/{call}"),
-            headers,
-            &body.to_string(),
-        );
+        let path = format!("/pakyow/{call}");
+        let (status, body) = post(&self.internal, &path, headers, body);
         (status, serde_json::from_str(&body).unwrap())
     }
 
@@ -784,15 +707,10 @@ impl Door {
 
     fn wait_for(&self, series: &str, value: u64) {
         let wanted = format!("{series} {value}");
-        let pause = std::time::Duration::from_millis(10);
-        for _ in 0..DEADLINE.as_millis() / pause.as_millis() {
+        channels::until(&wanted, || {
             let (_, metrics) = process::http(&self.internal, "GET /metrics", "");
-            if metrics.lines().any(|line| line == wanted) {
-                return;
-            }
-            thread::sleep(pause);
-        }
-        panic!("no {wanted}");
+            metrics.lines().any(|line| line == wanted)
+        });
     }
 }
 
@@ -839,118 +757,25 @@ impl Socket {
     }
 
     fn call(&mut self, uri: &str) -> Value {
-        self.send(
-            &json!({ "id": "c", "action": "call-route", "method": "GET", "uri": uri }).to_string(),
-        );
+        self.send(&call_route("c", uri));
         self.next()
     }
 }
 
-/// A request to the application.
-#[derive(Clone)]
-struct Request {
-    line: String,
-    headers: Vec<(String, String)>,
-    body: String,
-}
-
-impl Request {
-    fn path(&self) -> &str {
-        self.line.split([' ', '?']).nth(1).unwrap()
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        let mut headers = self.headers.iter();
-        headers
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
-    }
-}
-
-/// An application that responds to each request on a thread of its own.
-struct App {
-    url: String,
-    requests: Receiver<Request>,
-}
-
-impl App {
-    fn start(respond: impl Fn(&Request) -> (u16, String) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/", listener.local_addr().unwrap());
-        let (seen, requests) = channel();
-        let respond = Arc::new(respond);
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (respond, seen) = (Arc::clone(&respond), seen.clone());
-                thread::spawn(move || serve(stream.unwrap(), &*respond, &seen));
-            }
-        });
-        Self { url, requests }
-    }
-
-    /// The next request that arrived.
-    fn request(&self) -> Request {
-        self.requests.recv_timeout(DEADLINE).expect("a request")
-    }
-}
-
-fn serve(
-    mut stream: TcpStream,
-    respond: &(dyn Fn(&Request) -> (u16, String) + Send + Sync),
-    seen: &Sender<Request>,
-) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let mut lines = Vec::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).unwrap();
-        match line.trim_end() {
-            "" => break,
-            line => lines.push(line.to_owned()),
-        }
-    }
-    let Some((line, headers)) = lines.split_first() else {
-        return;
-    };
-    let headers = headers.iter().map(|header| {
-        let (name, value) = header.split_once(": ").unwrap();
-        (name.to_ascii_lowercase(), value.to_owned())
-    });
-    let mut request = Request {
-        line: line.clone(),
-        headers: headers.collect(),
-        body: String::new(),
-    };
-    let length = request
-        .header("content-length")
-        .map_or(0, |length| length.parse().unwrap());
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).unwrap();
-    request.body = String::from_utf8(body).unwrap();
-    // The test may be over.
-    drop(seen.send(request.clone()));
-    let (status, body) = respond(&request);
-    let length = body.len();
-    let response = format!(
-        "HTTP/1.1 {status} x\r\nX-App: yes\r\nSet-Cookie: a=b\r\nLocation: /\r\nConnection: close\r\n\
-         Content-Length: {length}\r\n\r\n{body}"
-    );
-    // The door may have given up.
-    drop(stream.write_all(response.as_bytes()));
+fn call_route(id: impl Into<Value>, uri: &str) -> String {
+    let id = id.into();
+    json!({ "id": id, "action": "call-route", "method": "GET", "uri": uri }).to_string()
 }
 
 /// The status and the body of the response to a POST.
-fn post(address: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    let length = body.len();
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\
-         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+fn post(address: &str, path: &str, headers: &str, body: &Value) -> (u16, String) {
+    let headers = format!("{headers}Content-Type: application/json\r\n");
+    let stream = process::send(
+        address,
+        &format!("POST {path}"),
+        &headers,
+        &body.to_string(),
     );
-    stream.write_all((head + body).as_bytes()).unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).unwrap();
-    let (head, body) = response.split_once("\r\n\r\n").unwrap();
-    (head[9..12].parse().unwrap(), body.to_owned())
+    let (status, _, body) = process::response(stream);
+    (status, body)
 }

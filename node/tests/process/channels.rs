@@ -1,10 +1,11 @@
 //! The door of channels of a running program, as its clients use it.
 
 use std::{
-    io::{BufRead, BufReader, Read as _, Write as _},
+    io::{BufRead, BufReader, Read as _},
     net::TcpStream,
     process::Command,
     thread,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -29,6 +30,28 @@ pub(crate) fn line_with(lines: &mut impl BufRead, start: &str) -> String {
         if line.starts_with(start) {
             return line.trim_end().to_owned();
         }
+    }
+}
+
+/// The headers of a request for a WebSocket.
+pub(crate) const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+/// The kind of a problem.
+pub(crate) fn kind(problem: &Value) -> String {
+    let kind = problem["type"].as_str().unwrap_or_default();
+    let kind = kind.strip_prefix("urn:roomcast:problem:");
+    kind.unwrap_or_else(|| panic!("{problem}")).to_owned()
+}
+
+/// Asks again and again until it is so.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let mut attempts = DEADLINE.as_millis() / PAUSE.as_millis();
+    while !is_so() {
+        assert!(attempts > 0, "no {what}");
+        attempts -= 1;
+        thread::sleep(PAUSE);
     }
 }
 
@@ -63,31 +86,19 @@ impl Channels {
         headers: &str,
         body: &str,
     ) -> (u16, String, String) {
-        let headers = format!(
-            "Connection: close\r\n{headers}Content-Length: {}\r\n",
-            body.len()
-        );
-        let mut stream = self.send(method, path, &headers, body);
-        let mut response = String::new();
-        stream.read_to_string(&mut response).unwrap();
-        let (head, body) = response.split_once("\r\n\r\n").unwrap();
-        let status = head[9..12].parse().unwrap();
-        (status, head.to_lowercase(), body.to_owned())
+        let request = format!("{method} /channels{path}");
+        process::response(process::send(&self.address, &request, headers, body))
     }
 
-    pub(crate) fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let request =
-            format!("{method} /channels{path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n{body}");
-        stream.write_all(request.as_bytes()).unwrap();
-        stream
+    /// The response to a request, as it comes.
+    pub(crate) fn begin(&self, path: &str, headers: &str) -> BufReader<TcpStream> {
+        let request = format!("GET /channels{path}");
+        BufReader::new(process::send(&self.address, &request, headers, ""))
     }
 
     /// An event stream whose head has arrived.
     pub(crate) fn stream(&self, path: &str, headers: &str) -> EventStream {
-        let stream = self.send("GET", path, headers, "");
-        let mut lines = BufReader::new(stream);
+        let mut lines = self.begin(path, headers);
         line_with(&mut lines, "HTTP/1.1 200");
         line_with(&mut lines, "content-type: text/event-stream");
         line_with(&mut lines, "retry: 2000");
@@ -95,22 +106,16 @@ impl Channels {
     }
 
     pub(crate) fn websocket(&self, path: &str) -> Frames {
-        let stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let url = format!("ws://{}/channels{path}", self.address);
-        Frames(tungstenite::client(url, stream).unwrap().0)
+        let opened = tungstenite::client(url, process::connect(&self.address));
+        Frames(opened.unwrap().0)
     }
 
     pub(crate) fn wait_for_members(&self, room: &str, count: usize) {
-        let start = std::time::Instant::now();
-        loop {
+        until(&format!("{count} members of {room}"), || {
             let (_, presence) = self.get(&format!("/rooms/{room}/presence"));
-            if presence["total"] == count || (presence["total"].is_null() && count == 0) {
-                return;
-            }
-            assert!(start.elapsed() < DEADLINE, "{presence}");
-            thread::yield_now();
-        }
+            presence["total"] == count || (presence["total"].is_null() && count == 0)
+        });
     }
 
     pub(crate) fn metrics(&self) -> String {
@@ -156,6 +161,17 @@ impl Frames {
     pub(crate) fn ask(&mut self, frame: &Value) -> Value {
         self.send(frame);
         self.receive()
+    }
+
+    /// The kind of the problem that a frame has as its reply.
+    pub(crate) fn problem(&mut self, frame: &Value) -> String {
+        let reply = self.ask(frame);
+        assert_eq!(
+            (&reply["type"], &reply["ref"]),
+            (&"error".into(), &frame["ref"]),
+            "{reply}"
+        );
+        kind(&reply["problem"])
     }
 }
 
@@ -209,9 +225,13 @@ pub(crate) fn serve(name: &str, settings: &str, options: &[&str]) -> (Program, C
 
 pub(crate) fn start(options: &[&str]) -> (Program, Channels) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_roomcast"));
+    listen(command.env_clear().args(options))
+}
+
+/// Starts a program that listens on ports of its own.
+pub(crate) fn listen(command: &mut Command) -> (Program, Channels) {
     let ports = ["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"];
-    command.env_clear().args(options).args(ports);
-    let mut program = Program::start(&mut command);
+    let mut program = Program::start(command.args(ports));
     // A node also logs that it listens on Redis.
     let line = program.line_with("listening address=");
     let door = Channels {

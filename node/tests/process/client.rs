@@ -7,8 +7,6 @@ use std::{collections::VecDeque, net::TcpStream};
 use serde_json::{Value, from_str, json};
 use tungstenite::{Error, Message, WebSocket, error::ProtocolError};
 
-use super::DEADLINE;
-
 pub(crate) struct Client {
     websocket: WebSocket<TcpStream>,
     id: String,
@@ -22,8 +20,7 @@ impl Client {
 
     /// Connects with `auth`; an error is what the server refuses with.
     pub(crate) fn connect_as(address: &str, auth: &Value) -> Result<Self, Value> {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let stream = super::connect(address);
         let url = format!("ws://{address}/socket.io/?EIO=4&transport=websocket");
         let (websocket, _) = tungstenite::client(url, stream).unwrap();
         let mut client = Self {

@@ -189,22 +189,32 @@ pub(crate) fn http_with(
     headers: &str,
     body: &str,
 ) -> (u16, String, String) {
+    response(send(address, request, headers, body))
+}
+
+/// Sends such a request.
+pub(crate) fn send(address: &str, request: &str, headers: &str, body: &str) -> TcpStream {
+    let mut stream = connect(address);
+    let length = body.len();
+    let head = format!(
+        "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n"
+    );
+    stream.write_all((head + body).as_bytes()).unwrap();
+    stream
+}
+
+/// The response to such a request.
+pub(crate) fn response(mut stream: TcpStream) -> (u16, String, String) {
     let mut answer = String::new();
-    let mut stream = send(address, request, headers, body);
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let status = head[9..12].parse().unwrap();
     (status, head.to_lowercase(), body.to_owned())
 }
 
-/// Sends such a request.
-pub(crate) fn send(address: &str, request: &str, headers: &str, body: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(address).unwrap();
+/// A connection on which reading has the deadline.
+pub(crate) fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    let length = body.len();
-    let head = format!(
-        "{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n"
-    );
-    stream.write_all((head + body).as_bytes()).unwrap();
     stream
 }

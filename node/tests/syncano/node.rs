@@ -7,26 +7,20 @@ use std::{
     path::PathBuf,
     process::Command,
     thread,
-    time::Duration,
 };
 
 use serde_json::{Value, json};
 
-use crate::process::{self, DEADLINE, Program, field};
+use crate::{
+    channels::{hash, listen, until},
+    process::{self, Program},
+};
 
 pub(crate) const ACCOUNT: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa1";
 pub(crate) const PLAIN: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb2";
 pub(crate) const FREE: &str = "ccccccccccccccccccccccccccccccccccccccc3";
 pub(crate) const READER: &str = "ddddddddddddddddddddddddddddddddddddddd4";
 pub(crate) const ANNA: &str = "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee5";
-
-/// The SHA-256 of the keys, as `printf %s "$KEY" | sha256sum` prints it.
-pub(crate) const HASHES: [&str; 4] = [
-    "8b5ad0f390f484b16da517c0caae04878223ff39f6313bb53528218c99573971",
-    "a0de39ed1ed6b708c99fdacf3c46687523a50e96aea663beccdc141a5075cea5",
-    "3ee20078705f454292bfdf5dfb20dae368c0652d29aeaf1635910ea05056fa8e",
-    "dc4d45ceb656cb49167523fe1c50c7cd182d54445f5455e1e027c008b5a2093c",
-];
 
 /// A node with an instance, in whose settings everything is that the tests need.
 pub(crate) struct Node {
@@ -61,17 +55,10 @@ impl Node {
             .env("ANNA_PASSWORD", "tea")
             .env("ACCOUNT_KEY", ACCOUNT)
             .env("HOOK_SECRET", "0123456789abcdef");
-        command.args([
-            "serve",
-            "--listen=127.0.0.1:0",
-            "--internal-listen=127.0.0.1:0",
-        ]);
-        command.arg(format!("--config={}", file.display()));
-        let mut program = Program::start(&mut command);
-        let line = program.line_with("listening");
+        let (program, door) = listen(command.args(["serve", "--config"]).arg(&file));
         Self {
-            address: field(&line, "address="),
-            internal: field(&line, "internal="),
+            address: door.address,
+            internal: door.internal,
             program,
             folder,
         }
@@ -80,8 +67,7 @@ impl Node {
     /// Sends requests one behind the other on one connection, and returns their responses.
     pub(crate) fn pipeline(&self, requests: String) -> String {
         let last = "GET /none HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut stream = process::connect(&self.address);
         let mut writer = stream.try_clone().unwrap();
         let writing = thread::spawn(move || {
             let requests = requests + last;
@@ -103,12 +89,10 @@ impl Node {
     /// A request below the instance, with the key that its first word names.
     pub(crate) fn ask(&self, key: &str, request: &str, body: &Value) -> Answer {
         let headers = format!("X-API-KEY: {key}\r\nContent-Type: application/json\r\n");
-        let body = if body.is_null() {
-            String::new()
-        } else {
-            body.to_string()
-        };
-        self.send(&headers, request, &body)
+        match body {
+            Value::Null => self.send(&headers, request, ""),
+            body => self.send(&headers, request, &body.to_string()),
+        }
     }
 
     pub(crate) fn send(&self, headers: &str, request: &str, body: &str) -> Answer {
@@ -117,18 +101,8 @@ impl Node {
             true => path.to_owned(),
             false => format!("/v1.1/instances/shop/{path}"),
         };
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\
-             Content-Length: {length}\r\n\r\n{body}"
-        )
-        .unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        Answer::parse(&text)
+        let request = format!("{method} {path}");
+        Answer::read(process::send(&self.address, &request, headers, body))
     }
 }
 
@@ -140,13 +114,18 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn parse(text: &str) -> Self {
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        Self {
-            status: head[9..12].parse().unwrap(),
-            head: head.to_lowercase(),
-            body: serde_json::from_str(body).unwrap_or(Value::Null),
-        }
+    fn read(stream: TcpStream) -> Self {
+        let (status, head, body) = process::response(stream);
+        let body = serde_json::from_str(&body).unwrap_or_default();
+        Self { status, head, body }
+    }
+
+    pub(crate) fn has_header(&self, line: &str) {
+        assert!(
+            self.head.lines().any(|known| known == line),
+            "{}",
+            self.head
+        );
     }
 
     /// The status and the body, for comparisons.
@@ -156,15 +135,15 @@ impl Answer {
 }
 
 pub(crate) fn settings() -> String {
-    let [account, plain, free, reader] = HASHES;
+    let [account, plain, free, reader] = [ACCOUNT, PLAIN, FREE, READER].map(hash);
     format!(
         r#"
 [doors.syncano.instances.shop]
 keys = [
-  {{ id = 1, kind = "account", hash = "sha256:{account}" }},
-  {{ id = 2, kind = "api", hash = "sha256:{plain}" }},
-  {{ id = 3, kind = "api", hash = "sha256:{free}", ignore_acl = true }},
-  {{ id = 4, kind = "api", hash = "sha256:{reader}", allow_anonymous_read = true }},
+  {{ id = 1, kind = "account", hash = "{account}" }},
+  {{ id = 2, kind = "api", hash = "{plain}" }},
+  {{ id = 3, kind = "api", hash = "{free}", ignore_acl = true }},
+  {{ id = 4, kind = "api", hash = "{reader}", allow_anonymous_read = true }},
 ]
 users = [
   {{ id = 7, key_env = "ANNA_KEY", groups = [3], username = "anna", password_env = "ANNA_PASSWORD" }},
@@ -190,24 +169,17 @@ pub(crate) const NOTHING: Value = Value::Null;
 pub(crate) struct Pending(TcpStream);
 
 impl Pending {
-    pub(crate) fn answer(mut self) -> Answer {
-        let mut text = String::new();
-        self.0.read_to_string(&mut text).unwrap();
-        Answer::parse(&text)
+    pub(crate) fn answer(self) -> Answer {
+        Answer::read(self.0)
     }
 }
 
 impl Node {
     /// Starts a poll, and waits until it is parked: the node counts `parked` of them.
     pub(crate) fn poll(&self, key: &str, path: &str, parked: usize) -> Pending {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let path = format!("/v1.1/instances/shop/channels/{path}");
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-API-KEY: {key}\r\n\r\n"
-        )
-        .unwrap();
+        let request = format!("GET /v1.1/instances/shop/channels/{path}");
+        let key = format!("X-API-KEY: {key}\r\n");
+        let stream = process::send(&self.address, &request, &key, "");
         self.wait_for(parked);
         Pending(stream)
     }
@@ -226,16 +198,5 @@ impl Node {
         let answer = self.ask(FREE, &format!("POST channels/{channel}/publish/"), body);
         assert_eq!(answer.status, 201, "{}", answer.body);
         answer.body["id"].as_u64().unwrap()
-    }
-}
-
-/// Asks again and again until it is so.
-pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    const PAUSE: Duration = Duration::from_millis(20);
-    let mut attempts = DEADLINE.as_millis() / PAUSE.as_millis();
-    while !is_so() {
-        assert!(attempts > 0, "no {what}");
-        attempts -= 1;
-        thread::sleep(PAUSE);
     }
 }

@@ -22,16 +22,15 @@ fn an_object_that_is_created_with_a_channel_and_a_room_is_published_there() {
     assert_eq!(made.body["links"]["self"], own);
     let told = parked.answer().body;
     assert_eq!(told["action"], "create");
+    let metadata = json!({ "type": "object", "class": "book" });
+    assert_eq!(told["metadata"], metadata);
+    let payload = &told["payload"];
     assert_eq!(
-        told["metadata"],
-        json!({ "type": "object", "class": "book" })
-    );
-    assert_eq!(
-        (&told["payload"]["title"], &told["payload"]["id"]),
+        (&payload["title"], &payload["id"]),
         (&json!("Emma"), &json!(id))
     );
     for absent in ["links", "channel", "channel_room"] {
-        assert!(told["payload"].get(absent).is_none(), "{told}");
+        assert!(payload.get(absent).is_none(), "{told}");
     }
     let mut last = told["id"].as_u64().unwrap();
     let mut next = || {
@@ -46,20 +45,13 @@ fn an_object_that_is_created_with_a_channel_and_a_room_is_published_there() {
         let changed = node.ask(FREE, &format!("{method} {own}"), &change);
         assert_eq!(changed.status, 200, "{}", changed.body);
         assert_eq!(changed.body["channel"], "rooms", "it cannot change");
-        assert_eq!(
-            next(),
-            (json!("update"), json!({ "title": title, "id": id }))
-        );
+        let payload = json!({ "title": title, "id": id });
+        assert_eq!(next(), (json!("update"), payload));
     }
-    assert_eq!(
-        node.ask(FREE, &format!("DELETE {own}"), &NOTHING).status,
-        204
-    );
+    let delete = || node.ask(FREE, &format!("DELETE {own}"), &NOTHING);
+    assert_eq!(delete().status, 204);
     assert_eq!(next(), (json!("delete"), json!({ "id": id })));
-    assert_eq!(
-        node.ask(FREE, &format!("DELETE {own}"), &NOTHING).status,
-        404
-    );
+    assert_eq!(delete().status, 404);
 }
 
 #[test]

@@ -2,24 +2,24 @@
 
 use serde_json::json;
 
-use crate::node::{ACCOUNT, ANNA, FREE, NOTHING, Node, PLAIN, READER, detail, settings};
+use crate::{
+    channels::hash,
+    node::{ACCOUNT, ANNA, FREE, NOTHING, Node, PLAIN, READER, detail, settings},
+};
 
 #[test]
 fn a_reload_replaces_keys_channels_and_times_and_keeps_what_clients_have_made() {
     let mut node = Node::start("reload");
-    let made = node
-        .ask(ACCOUNT, "POST channels/", &json!({ "name": "made" }))
-        .body;
+    let name = json!({ "name": "made" });
+    let made = node.ask(ACCOUNT, "POST channels/", &name).body;
     let before = node.ask(FREE, "GET channels/news/", &NOTHING).body;
     let id = node.publish("news", &json!({ "payload": { "n": 1 } }));
-    let [_, plain, _, reader] = crate::node::HASHES;
+    let hash_of_none = |digit: &str| format!("sha256:{}", digit.repeat(64));
     let text = settings()
-        .replace(reader, &"0".repeat(64))
+        .replace(&hash(READER), &hash_of_none("0"))
         .replace("news = {", "news = { description = \"changed\",");
-    node.reload(
-        &format!("[doors.syncano]\npoll_timeout = \"1s\"\n{text}"),
-        "reloaded the settings",
-    );
+    let with_timeout = format!("[doors.syncano]\npoll_timeout = \"1s\"\n{text}");
+    node.reload(&with_timeout, "reloaded the settings");
     let unknown = node.ask(READER, "GET channels/news/", &NOTHING);
     assert_eq!(unknown.both(), (403, &detail("No such API Key.")));
     let news = node.ask(FREE, "GET channels/news/", &NOTHING).body;
@@ -34,7 +34,7 @@ fn a_reload_replaces_keys_channels_and_times_and_keeps_what_clients_have_made() 
 
     // With a mistake, nothing changes.
     let broken = text.replace("key_env = \"ANNA_KEY\"", "key_env = \"NO_SUCH_KEY\"");
-    let broken = broken.replace(plain, &"1".repeat(64));
+    let broken = broken.replace(&hash(PLAIN), &hash_of_none("1"));
     node.reload(&broken, "the variable NO_SUCH_KEY is not set");
     let headers = format!("X-API-KEY: {PLAIN}\r\nX-USER-KEY: {ANNA}\r\n");
     assert_eq!(node.send(&headers, "GET channels/news/", "").status, 200);
@@ -67,21 +67,15 @@ fn an_account_gets_its_key_for_the_password() {
     for path in ["/v1.1/account/auth", "/v1/account/auth/"] {
         let found = log_in(path, "Anna@Example.org", "tea");
         assert_eq!(found.status, 200, "{}", found.body);
-        assert_eq!(
-            (&found.body["id"], &found.body["account_key"]),
-            (&json!(9), &json!(ACCOUNT))
-        );
+        assert_eq!(found.body["id"], 9);
+        assert_eq!(found.body["account_key"], ACCOUNT);
     }
     let wrong = detail("Invalid email or password.");
     let path = "/v1.1/account/auth/";
-    assert_eq!(
-        log_in(path, "anna@example.org", "coffee").both(),
-        (401, &wrong)
-    );
-    assert_eq!(
-        log_in(path, "otto@example.org", "tea").both(),
-        (401, &wrong)
-    );
+    for (name, password) in [("anna", "coffee"), ("otto", "tea")] {
+        let refused = log_in(path, &format!("{name}@example.org"), password);
+        assert_eq!(refused.both(), (401, &wrong));
+    }
     let missing = log_in(path, "anna@example.org", "");
     let wanted = json!({ "password": ["This field is required."] });
     assert_eq!(missing.both(), (400, &wanted));
