@@ -111,6 +111,16 @@ mod tests {
         async fn accept(&self) -> Peer {
             Peer(BufReader::new(self.0.accept().await.unwrap().0))
         }
+
+        /// A request and its response on a new connection, which is idle afterwards.
+        async fn exchange(&self, client: &Arc<Http1Client>) -> Peer {
+            let posted = post(client, "body");
+            let mut peer = self.accept().await;
+            assert_eq!(peer.request().await.1, "body");
+            peer.respond("1").await;
+            assert_eq!(posted.await.unwrap().unwrap(), ok("1"));
+            peer
+        }
     }
 
     struct Peer(BufReader<TcpStream>);
@@ -249,22 +259,14 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         }
-        let second = post(&client, "two");
-        let mut peer = backend.accept().await;
-        assert_eq!(peer.request().await.1, "two");
-        peer.respond("2").await;
-        assert_eq!(second.await.unwrap().unwrap(), ok("2"));
+        backend.exchange(&client).await;
     }
 
     #[tokio::test]
     async fn an_idle_connection_is_closed_before_its_time_is_over() {
         let backend = Backend::start().await;
         let client = backend.client(LONG);
-        let first = post(&client, "one");
-        let mut peer = backend.accept().await;
-        peer.request().await;
-        peer.respond("1").await;
-        first.await.unwrap().unwrap();
+        let mut peer = backend.exchange(&client).await;
         for _ in 1..PARTS {
             assert!(client.connections.idle.advance());
         }
@@ -272,11 +274,7 @@ mod tests {
         assert!(!client.connections.idle.advance());
         assert!(peer.is_closed().await);
         let client = backend.client(Duration::from_millis(80));
-        let again = post(&client, "two");
-        let mut peer = backend.accept().await;
-        peer.request().await;
-        peer.respond("2").await;
-        again.await.unwrap().unwrap();
+        let mut peer = backend.exchange(&client).await;
         assert!(peer.is_closed().await);
     }
 
@@ -290,22 +288,14 @@ mod tests {
         peer.send("HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\nno")
             .await;
         assert_eq!(first.await.unwrap().unwrap(), (413, "no".to_owned()));
-        let second = post(&client, "two");
-        let mut peer = backend.accept().await;
-        assert_eq!(peer.request().await.1, "two");
-        peer.respond("2").await;
-        assert_eq!(second.await.unwrap().unwrap(), ok("2"));
+        backend.exchange(&client).await;
     }
 
     #[tokio::test]
     async fn an_end_without_a_response_is_an_error_that_is_not_repeated() {
         let backend = Backend::start().await;
         let client = backend.client(LONG);
-        let first = post(&client, "one");
-        let mut peer = backend.accept().await;
-        peer.request().await;
-        peer.respond("1").await;
-        first.await.unwrap().unwrap();
+        let mut peer = backend.exchange(&client).await;
         let second = post(&client, "two");
         peer.request().await;
         drop(peer);

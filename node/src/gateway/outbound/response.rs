@@ -92,11 +92,11 @@ impl Reader {
         received: &[u8],
         is_end: bool,
     ) -> Result<Option<Whole>, ResponseError> {
-        let Some(head) = self.head(received)? else {
-            return match is_end {
-                true => Err(ResponseError::Ended),
-                false => Ok(None),
-            };
+        if self.head.is_none() {
+            self.head = read_head(received, &mut self.head_at)?;
+        }
+        let Some(head) = self.head else {
+            return unfinished(is_end);
         };
         let there = &received[head.body_at..];
         let end = match self.end(head.body, there, is_end) {
@@ -105,10 +105,7 @@ impl Reader {
             end => end?,
         };
         if end.is_none() && head.status.is_success() {
-            return match is_end {
-                true => Err(ResponseError::Ended),
-                false => Ok(None),
-            };
+            return unfinished(is_end);
         }
         let length = end.unwrap_or(there.len());
         Ok(Some(Whole {
@@ -153,54 +150,47 @@ impl Reader {
     fn too_large(&self) -> ResponseError {
         ResponseError::TooLarge(self.max)
     }
-
-    /// Returns the head of the response once it has arrived.
-    fn head(&mut self, received: &[u8]) -> Result<Option<Head>, ResponseError> {
-        while self.head.is_none() {
-            let Some(mut head) = parse_head(&received[self.head_at..])? else {
-                return match received.len() > MAX_HEAD {
-                    true => Err(malformed("its head is too long")),
-                    false => Ok(None),
-                };
-            };
-            head.body_at += self.head_at;
-            if head.is_followed() {
-                self.head_at = head.body_at;
-            } else {
-                self.head = Some(head);
-            }
-        }
-        Ok(self.head)
-    }
-}
-
-impl Head {
-    /// Whether another head follows, as after the statuses 1xx except that which ends HTTP.
-    fn is_followed(&self) -> bool {
-        self.status.is_informational() && self.status != StatusCode::SWITCHING_PROTOCOLS
-    }
 }
 
 fn malformed(error: &(impl ToString + ?Sized)) -> ResponseError {
     ResponseError::Malformed(error.to_string())
 }
 
-fn parse_head(bytes: &[u8]) -> Result<Option<Head>, ResponseError> {
-    let mut headers = [EMPTY_HEADER; MAX_HEADERS];
-    let mut response = httparse::Response::new(&mut headers);
-    let Status::Complete(body_at) = response.parse(bytes).map_err(|error| malformed(&error))?
-    else {
-        return Ok(None);
-    };
-    let status = StatusCode::from_u16(response.code.unwrap_or_default())
-        .map_err(|error| malformed(&error))?;
-    let (body, is_kept) = framing(status, response.version == Some(1), response.headers)?;
-    Ok(Some(Head {
-        status,
-        body_at,
-        body,
-        is_kept,
-    }))
+/// Reads the head from everything that has arrived, and moves `at` behind it. Heads before `at`, and
+/// those of the statuses 1xx except the one that ends HTTP, are passed over. Returns none while it is
+/// not complete.
+fn read_head(received: &[u8], at: &mut usize) -> Result<Option<Head>, ResponseError> {
+    loop {
+        let mut headers = [EMPTY_HEADER; MAX_HEADERS];
+        let mut response = httparse::Response::new(&mut headers);
+        let parsed = response.parse(&received[*at..]);
+        let Status::Complete(length) = parsed.map_err(|error| malformed(&error))? else {
+            return match received.len() > MAX_HEAD {
+                true => Err(malformed("its head is too long")),
+                false => Ok(None),
+            };
+        };
+        *at += length;
+        let status = StatusCode::from_u16(response.code.unwrap_or_default());
+        let status = status.map_err(|error| malformed(&error))?;
+        let (body, is_kept) = framing(status, response.version == Some(1), response.headers)?;
+        if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(Some(Head {
+                status,
+                body_at: *at,
+                body,
+                is_kept,
+            }));
+        }
+    }
+}
+
+/// The result while a response is not complete.
+fn unfinished<T>(is_end: bool) -> Result<Option<T>, ResponseError> {
+    match is_end {
+        true => Err(ResponseError::Ended),
+        false => Ok(None),
+    }
 }
 
 /// How the end of the body is found, and whether the connection outlives it.
@@ -252,78 +242,53 @@ fn content_length(value: &[u8]) -> Result<usize, ResponseError> {
 /// A body in chunks, as far as it was read.
 #[derive(Debug, Default)]
 struct Chunks {
-    /// The bytes of the body that were read.
+    /// Where the next chunk begins, or the next line after the last chunk.
     at: usize,
-    next: Next,
+    /// Whether only the lines after the last chunk are left.
+    is_last: bool,
     data: Vec<u8>,
-}
-
-/// The next part of a body in chunks.
-#[derive(Debug, Default, Clone, Copy)]
-enum Next {
-    #[default]
-    Size,
-    /// The number of bytes of a chunk.
-    Data(usize),
-    /// The line break after the bytes of a chunk.
-    Break,
-    /// The lines after the last chunk.
-    Trailer,
 }
 
 impl Chunks {
     /// Continues with everything that has arrived of the body. Returns where it ends once
     /// it is whole.
     fn read(&mut self, body: &[u8], max: usize) -> Result<Option<usize>, ResponseError> {
+        while !self.is_last {
+            let rest = &body[self.at..];
+            if rest.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) {
+                return Err(malformed("the size of a chunk is missing"));
+            }
+            let size = httparse::parse_chunk_size(rest);
+            let size = size.map_err(|_| malformed("the size of a chunk is wrong"))?;
+            let Status::Complete((begin, size)) = size else {
+                return Ok(None);
+            };
+            let size = usize::try_from(size).unwrap_or(usize::MAX);
+            if size > max - self.data.len() {
+                return Err(ResponseError::TooLarge(max));
+            }
+            if size == 0 {
+                self.is_last = true;
+                self.at += begin;
+                break;
+            }
+            let end = begin + size;
+            match rest.get(end..) {
+                Some([b'\r', b'\n', ..]) => {}
+                None | Some([] | [b'\r']) => return Ok(None),
+                Some(_) => return Err(malformed("a chunk is longer than its size")),
+            }
+            self.data.extend(&rest[begin..end]);
+            self.at += end + 2;
+        }
         loop {
             let rest = &body[self.at..];
-            match self.next {
-                Next::Size => {
-                    if rest.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) {
-                        return Err(malformed("the size of a chunk is missing"));
-                    }
-                    let size = httparse::parse_chunk_size(rest);
-                    let size = size.map_err(|_| malformed("the size of a chunk is wrong"))?;
-                    let Status::Complete((read, size)) = size else {
-                        return Ok(None);
-                    };
-                    let size = usize::try_from(size).unwrap_or(usize::MAX);
-                    if size > max - self.data.len() {
-                        return Err(ResponseError::TooLarge(max));
-                    }
-                    self.at += read;
-                    self.next = match size {
-                        0 => Next::Trailer,
-                        size => Next::Data(size),
-                    };
-                }
-                Next::Data(size) => {
-                    let there = &rest[..size.min(rest.len())];
-                    self.data.extend(there);
-                    self.at += there.len();
-                    if there.len() < size {
-                        self.next = Next::Data(size - there.len());
-                        return Ok(None);
-                    }
-                    self.next = Next::Break;
-                }
-                Next::Break => match rest {
-                    [b'\r', b'\n', ..] => {
-                        self.at += 2;
-                        self.next = Next::Size;
-                    }
-                    [] | [b'\r'] => return Ok(None),
-                    _ => return Err(malformed("a chunk is longer than its size")),
-                },
-                Next::Trailer => {
-                    let Some(line) = rest.iter().position(|byte| *byte == b'\n') else {
-                        return Ok(None);
-                    };
-                    self.at += line + 1;
-                    if matches!(rest[..line], [] | [b'\r']) {
-                        return Ok(Some(self.at));
-                    }
-                }
+            let Some(line) = rest.iter().position(|byte| *byte == b'\n') else {
+                return Ok(None);
+            };
+            self.at += line + 1;
+            if matches!(rest[..line], [] | [b'\r']) {
+                return Ok(Some(self.at));
             }
         }
     }
@@ -394,10 +359,7 @@ mod tests {
     fn a_connection_is_kept_unless_one_side_closes_it_or_sends_more() {
         let is_kept = |version: &str, header: &str, more: &str| {
             let text = format!("HTTP/{version} 200 OK\r\n{header}content-length: 1\r\n\r\na{more}");
-            let (_, _, is_kept) = read_at_once(&text, false)
-                .unwrap()
-                .expect("a whole response");
-            is_kept
+            read_at_once(&text, false).unwrap().expect("a response").2
         };
         assert!(is_kept("1.1", "", ""));
         assert!(!is_kept("1.1", "Connection: foo, Close\r\n", ""));
