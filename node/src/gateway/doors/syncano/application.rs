@@ -22,7 +22,7 @@ use super::{
     failure::Failure,
     instance::Instance,
     keys::Caller,
-    notification::Action,
+    notification::Task,
     objects::{METHODS, Object, linked, own_fields, payload},
     settings::HookSettings,
 };
@@ -32,15 +32,6 @@ use crate::gateway::hooks::{self, Backend, Hooks};
 pub(super) struct Application {
     settings: HookSettings,
     backend: Arc<Backend>,
-}
-
-/// The operation on an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Task {
-    Create,
-    Read,
-    Update,
-    Delete,
 }
 
 /// A request to the application.
@@ -60,12 +51,7 @@ impl Request<'_> {
     /// about rights on objects, and the keys are known only here.
     fn body(&self) -> Vec<u8> {
         let mut body = json!({
-            "type": match self.task {
-                Task::Create => "create",
-                Task::Read => "read",
-                Task::Update => "update",
-                Task::Delete => "delete",
-            },
+            "type": self.task,
             "instance": self.instance,
             "class": self.class,
             "caller": self.caller.author(),
@@ -149,7 +135,7 @@ impl Service {
         let mut object = draft.to_json(false);
         object.extend(application.ask(&request).await?);
         let payload = payload(object.clone());
-        let change = (Action::Create(class), payload);
+        let change = (Task::Create, class, payload);
         self.publish_change(instance, caller, draft.place(), change)
             .await?;
         Ok(object)
@@ -174,7 +160,7 @@ impl Service {
             }
             _ => return Err(Failure::method(method, METHODS)),
         };
-        let mut request = Request {
+        let request = Request {
             task,
             instance: &instance.name,
             class: class_name,
@@ -189,22 +175,16 @@ impl Service {
         let text = |name: &str| object.get(name).and_then(Value::as_str);
         let (channel, room) = (text("channel"), text("channel_room"));
         let mut payload = body::object([("id", id.into())]);
-        let action = match task {
-            Task::Update => {
-                // The application may have changed the values that the client has sent.
-                for (name, value) in std::mem::take(&mut request.object) {
-                    let value = object.get(&name).cloned().unwrap_or(value);
-                    payload.insert(name, value);
-                }
-                Action::Update(class_name)
-            }
-            Task::Delete => Action::Delete(class_name),
-            Task::Create | Task::Read => {
-                return Ok(linked(StatusCode::OK, object, call.base, class_name));
-            }
-        };
-        self.publish_change(instance, &call.caller, (channel, room), (action, payload))
-            .await?;
+        // The application may have changed the values that the client has sent.
+        for (name, value) in request.object {
+            let value = object.get(&name).cloned().unwrap_or(value);
+            payload.insert(name, value);
+        }
+        if task != Task::Read {
+            let change = (task, class_name, payload);
+            self.publish_change(instance, &call.caller, (channel, room), change)
+                .await?;
+        }
         Ok(match task {
             Task::Delete => StatusCode::NO_CONTENT.into_response(),
             _ => linked(StatusCode::OK, object, call.base, class_name),

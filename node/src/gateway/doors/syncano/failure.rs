@@ -13,10 +13,7 @@ use super::body::object;
 pub(super) struct Failure {
     pub(super) status: StatusCode,
     pub(super) body: Value,
-    /// The methods of the path, if the request has another one.
-    allow: Option<&'static str>,
-    /// Whole seconds. The JavaScript SDK computes its pause from it.
-    retry_after: Option<u32>,
+    header: Option<(&'static str, &'static str)>,
 }
 
 impl Failure {
@@ -24,8 +21,7 @@ impl Failure {
         Self {
             status,
             body: json!({ "detail": text.into() }),
-            allow: None,
-            retry_after: None,
+            header: None,
         }
     }
 
@@ -78,7 +74,8 @@ impl Failure {
     pub(super) fn method(method: &http::Method, allow: &'static str) -> Self {
         let text = format!("Method \"{method}\" not allowed.");
         Self {
-            allow: Some(allow),
+            // HTTP demands the header with this status.
+            header: Some(("allow", allow)),
             ..Self::detail(StatusCode::METHOD_NOT_ALLOWED, text)
         }
     }
@@ -93,18 +90,19 @@ impl Failure {
 
     /// Both SDKs pause and repeat the request unchanged.
     pub(super) fn throttled() -> Self {
-        Self {
-            retry_after: Some(1),
-            ..Self::detail(StatusCode::TOO_MANY_REQUESTS, "Request was throttled.")
-        }
+        let text = "Request was throttled.";
+        Self::detail(StatusCode::TOO_MANY_REQUESTS, text).with_pause()
     }
 
     /// Redis, or the application of a class, is not available.
     pub(super) fn unavailable(text: impl Into<String>) -> Self {
-        Self {
-            retry_after: Some(1),
-            ..Self::detail(StatusCode::SERVICE_UNAVAILABLE, text)
-        }
+        Self::detail(StatusCode::SERVICE_UNAVAILABLE, text).with_pause()
+    }
+
+    /// Whole seconds. The JavaScript SDK computes its pause from it.
+    fn with_pause(mut self) -> Self {
+        self.header = Some(("retry-after", "1"));
+        self
     }
 }
 
@@ -120,13 +118,9 @@ impl From<Mistake> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let mut response = json_response(self.status, &self.body);
-        let headers = response.headers_mut();
-        // HTTP demands the header with the status 405.
-        if let Some(allow) = self.allow {
-            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
-        }
-        if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        if let Some((name, value)) = self.header {
+            let value = HeaderValue::from_static(value);
+            response.headers_mut().insert(name, value);
         }
         response
     }

@@ -16,6 +16,7 @@ use super::{
     settings::{ClassSettings, InstanceSettings},
     store::{Inserted, Store},
 };
+use crate::gateway::clock;
 
 /// An instance. Channels that its settings do not name are in the store.
 pub(super) struct Instance {
@@ -27,6 +28,7 @@ pub(super) struct Instance {
     pub(super) classes: BTreeMap<String, ClassSettings>,
     /// The application that keeps the objects. Without one, they are in the store.
     pub(super) application: Option<Application>,
+    store: Arc<Store>,
     /// The table of the other channels.
     table: String,
 }
@@ -36,7 +38,7 @@ impl Instance {
         name: &str,
         namespace: String,
         settings: &InstanceSettings,
-        store: &Store,
+        store: &Arc<Store>,
         now: u64,
     ) -> Result<Self, String> {
         let built_in = Channel::built_in(now).into_iter();
@@ -54,6 +56,7 @@ impl Instance {
                 .collect(),
             classes: settings.classes.clone(),
             application: None,
+            store: Arc::clone(store),
             table: store.table(name, "channels"),
         })
     }
@@ -78,25 +81,17 @@ impl Instance {
     }
 
     /// Finds a channel.
-    pub(super) async fn channel(&self, store: &Store, name: &str) -> Result<Channel, Failure> {
-        if let Some(channel) = self.fixed.get(name) {
-            return Ok(channel.clone());
+    pub(super) async fn channel(&self, name: &str) -> Result<Channel, Failure> {
+        match self.fixed.get(name) {
+            Some(channel) => Ok(channel.clone()),
+            None => self.store.read(&self.table, name).await,
         }
-        let stored = store.get(&self.table, name).await?;
-        let channel = stored.and_then(|text| serde_json::from_str(&text).ok());
-        channel.ok_or_else(Failure::not_found)
     }
 
     /// The channels that a caller may subscribe to, by name.
-    pub(super) async fn channels(
-        &self,
-        store: &Store,
-        caller: &Caller,
-    ) -> Result<Vec<Channel>, Failure> {
-        let stored = store.all(&self.table).await?;
-        let stored = stored
-            .iter()
-            .filter_map(|text| serde_json::from_str(text).ok());
+    pub(super) async fn channels(&self, caller: &Caller) -> Result<Vec<Channel>, Failure> {
+        let stored = self.store.all(&self.table).await?;
+        let stored = stored.iter().flat_map(|text| serde_json::from_str(text));
         let stored = stored.map(|channel: Channel| (channel.name.clone(), channel));
         // Those of the settings win.
         let mut all: BTreeMap<_, _> = stored.collect();
@@ -106,18 +101,14 @@ impl Instance {
         Ok(all)
     }
 
-    pub(super) async fn create(
-        &self,
-        store: &Store,
-        fields: &Map<String, Value>,
-        now: u64,
-    ) -> Result<Channel, Failure> {
-        let channel = Channel::create(fields, now)?;
+    pub(super) async fn create(&self, fields: &Map<String, Value>) -> Result<Channel, Failure> {
+        let channel = Channel::create(fields, clock::unix_millis())?;
         let exists = || Failure::field("name", "This field must be unique.");
         if self.fixed.contains_key(&channel.name) {
             return Err(exists());
         }
         let text = json!(channel).to_string();
+        let store = &self.store;
         let inserting = store.insert(&self.table, &channel.name, &text, MAX_CHANNELS);
         match inserting.await? {
             Inserted::Yes => Ok(channel),
@@ -131,32 +122,19 @@ impl Instance {
 
     pub(super) async fn update(
         &self,
-        store: &Store,
         name: &str,
         fields: &Map<String, Value>,
-        now: u64,
     ) -> Result<Channel, Failure> {
         self.is_stored(name)?;
-        // Another change in between is a reason to apply this one again.
-        for _ in 0..MAX_ATTEMPTS {
-            let old = store.get(&self.table, name).await?;
-            let old = old.ok_or_else(Failure::not_found)?;
-            let mut channel: Channel =
-                serde_json::from_str(&old).map_err(|_| Failure::not_found())?;
-            channel.update(fields, now)?;
-            let new = json!(channel).to_string();
-            if store.replace(&self.table, name, &old, &new).await? {
-                return Ok(channel);
-            }
-        }
-        Err(Failure::unavailable(
-            "The channel is being changed by others.",
-        ))
+        let change = |channel: &mut Channel| channel.update(fields, clock::unix_millis());
+        let changing = self.store.change(&self.table, name, "channel", change);
+        let (channel, ()) = changing.await?;
+        Ok(channel)
     }
 
-    pub(super) async fn delete(&self, store: &Store, name: &str) -> Result<(), Failure> {
+    pub(super) async fn delete(&self, name: &str) -> Result<(), Failure> {
         self.is_stored(name)?;
-        match store.remove(&self.table, name).await? {
+        match self.store.remove(&self.table, name).await? {
             true => Ok(()),
             false => Err(Failure::not_found()),
         }
@@ -173,26 +151,17 @@ impl Instance {
     }
 }
 
-/// How often a change is applied to a value that others change, too.
-/// Each attempt that fails means that another one succeeded, so this many are exceeded
-/// only by a flood.
-pub(super) const MAX_ATTEMPTS: usize = 16;
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn instance(store: &Store) -> Instance {
-        let toml = "channels.news = { other_permissions = 'subscribe' }";
-        Instance::new(
-            "shop",
-            "/syncano/shop".to_owned(),
-            &toml::from_str(toml).unwrap(),
-            store,
-            0,
-        )
-        .unwrap()
+    fn instance(now: u64, toml: &str) -> Instance {
+        let settings = toml::from_str(toml).unwrap();
+        let store = Arc::new(Store::new(None));
+        Instance::new("shop", "/syncano/shop".to_owned(), &settings, &store, now).unwrap()
     }
+
+    const NEWS: &str = "channels.news = { other_permissions = 'subscribe' }";
 
     fn fields(json: &Value) -> &Map<String, Value> {
         json.as_object().unwrap()
@@ -200,16 +169,9 @@ mod tests {
 
     #[test]
     fn a_reload_changes_the_time_of_what_it_changes() {
-        let store = Store::new(None);
-        let at = |now, toml: &str| {
-            let settings = toml::from_str(toml).unwrap();
-            Instance::new("shop", "/syncano/shop".to_owned(), &settings, &store, now).unwrap()
-        };
-        let old = at(1, "channels = { news = {}, chat = {} }");
-        let mut new = at(
-            2,
-            "channels = { news = {}, chat = { description = 'd' }, more = {} }",
-        );
+        let old = instance(1, "channels = { news = {}, chat = {} }");
+        let changed = "channels = { news = {}, chat = { description = 'd' }, more = {} }";
+        let mut new = instance(2, changed);
         new.keep_times(&old);
         let times = |name: &str| (new.fixed[name].created_at, new.fixed[name].updated_at);
         assert_eq!(
@@ -220,34 +182,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_channel_of_the_settings_wins_and_stays() {
-        let store = Store::new(None);
-        let instance = instance(&store);
+        let instance = instance(0, NEWS);
         for name in ["news", "default", "eventlog"] {
             let body = json!({ "name": name });
-            let made = instance.create(&store, fields(&body), 1).await.unwrap_err();
+            let made = instance.create(fields(&body)).await.unwrap_err();
             assert_eq!(made.status, 400);
-            let changed = instance
-                .update(&store, name, fields(&body), 1)
-                .await
-                .unwrap_err();
-            let deleted = instance.delete(&store, name).await.unwrap_err();
-            assert_eq!(
-                (changed.status, deleted.status),
-                (StatusCode::FORBIDDEN, StatusCode::FORBIDDEN)
-            );
+            let changed = instance.update(name, fields(&body)).await.unwrap_err();
+            let deleted = instance.delete(name).await.unwrap_err();
+            assert_eq!([changed.status, deleted.status], [StatusCode::FORBIDDEN; 2]);
         }
     }
 
     #[tokio::test]
     async fn others_see_the_channels_that_they_may_subscribe_to() {
-        let store = Store::new(None);
-        let instance = instance(&store);
-        instance
-            .create(&store, fields(&json!({ "name": "secret" })), 1)
-            .await
-            .unwrap();
+        let instance = instance(0, NEWS);
+        let secret = json!({ "name": "secret" });
+        instance.create(fields(&secret)).await.unwrap();
         let names = async |caller: &Caller| {
-            let channels = instance.channels(&store, caller).await.unwrap();
+            let channels = instance.channels(caller).await.unwrap();
             let names = channels.into_iter().map(|channel| channel.name);
             names.collect::<Vec<_>>()
         };
@@ -256,19 +208,9 @@ mod tests {
             names(&admin).await,
             ["default", "eventlog", "news", "secret"]
         );
-        let anonymous = Caller::Api {
-            id: 2,
-            ignore_acl: false,
-            allow_anonymous_read: true,
-            user: None,
-        };
+        let anonymous = Caller::api(false, true, None);
         assert_eq!(names(&anonymous).await, ["default", "eventlog", "news"]);
-        let plain = Caller::Api {
-            id: 2,
-            ignore_acl: false,
-            allow_anonymous_read: false,
-            user: None,
-        };
-        assert!(names(&plain).await.is_empty());
+        let plain = Caller::api(false, false, None);
+        assert_eq!(names(&plain).await, [""; 0]);
     }
 }

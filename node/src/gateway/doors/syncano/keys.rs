@@ -41,6 +41,12 @@ pub(super) struct User {
     pub(super) groups: Vec<u64>,
 }
 
+impl User {
+    pub(super) fn is_in(&self, group: Option<u64>) -> bool {
+        group.is_some_and(|group| self.groups.contains(&group))
+    }
+}
+
 impl Caller {
     pub(super) fn is_account(&self) -> bool {
         matches!(self, Self::Account { .. })
@@ -247,6 +253,27 @@ impl Keys {
 }
 
 #[cfg(test)]
+impl Caller {
+    /// The caller with an API key and these flags, and with the id and the groups of a user.
+    pub(super) fn api(
+        ignore_acl: bool,
+        allow_anonymous_read: bool,
+        user: Option<(u64, &[u64])>,
+    ) -> Self {
+        let user = user.map(|(id, groups)| {
+            let groups = groups.to_vec();
+            Arc::new(User { id, groups })
+        });
+        Self::Api {
+            id: 2,
+            ignore_acl,
+            allow_anonymous_read,
+            user,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -334,15 +361,13 @@ mod tests {
     fn an_unknown_key_and_a_missing_one_are_refused_with_different_words() {
         let keys = keys();
         let of = |query: &str| {
-            keys.recognize(&credentials(&[], query, json!({})))
-                .unwrap_err()
+            let credentials = credentials(&[], query, json!({}));
+            keys.recognize(&credentials).unwrap_err()
         };
         assert_eq!(of("api_key=unknown"), Failure::unknown_key());
         assert_eq!(of(&format!("api_key={USER}")), Failure::unknown_key());
         assert_eq!(of(""), Failure::forbidden());
-        assert_eq!(
-            of(&format!("api_key={PLAIN}&user_key=unknown")),
-            Failure::forbidden()
-        );
+        let user = format!("api_key={PLAIN}&user_key=unknown");
+        assert_eq!(of(&user), Failure::forbidden());
     }
 }

@@ -15,7 +15,7 @@ use super::{
     failure::{Failure, json_response},
     history::Page,
     keys::Caller,
-    notification::{self, Action, with_links},
+    notification::{self, with_links},
 };
 
 impl Service {
@@ -28,15 +28,12 @@ impl Service {
         name: &str,
     ) -> Result<Response, Failure> {
         Failure::unless(method, "POST")?;
-        let channel = call
-            .instance
-            .channel(&self.syncano.fixed.store, name)
-            .await?;
+        let channel = call.instance.channel(name).await?;
         channel.check_publish(&call.caller)?;
         let message = Message::read(&call.fields?)?;
         let room = channel.room(message.room.as_deref())?;
         let author = call.caller.author();
-        let argument = notification::argument(Action::Custom, author, message.payload);
+        let argument = notification::argument(None, author, message.payload);
         let streams = self.streams(call.instance);
         let (_, notification) = streams.publish(&channel, &room, argument).await?;
         let body = with_links(notification, call.base, name);
@@ -90,7 +87,7 @@ impl Service {
         name: &str,
     ) -> Result<Channel, Failure> {
         Failure::unless(method, "GET")?;
-        let channel = call.instance.channel(&self.syncano.fixed.store, name).await;
+        let channel = call.instance.channel(name).await;
         let channel = channel.map_err(|failure| match failure.status {
             StatusCode::NOT_FOUND => {
                 Failure::detail(StatusCode::NOT_FOUND, "Channel was not found.")

@@ -51,7 +51,6 @@ use serde_json::{Map, Value, json};
 pub(crate) use self::settings::Settings;
 use self::{
     body::Fields,
-    channel::Channel,
     failure::{Failure, json_response},
     instance::Instance,
     keys::{Caller, Credentials},
@@ -63,7 +62,6 @@ use self::{
 };
 use super::{Door, DoorLimit, Doors, Granted, Reply};
 use crate::gateway::{
-    clock,
     config::Config,
     hooks::Hooks,
     reload::{Preparing, Reloadable, prepared},
@@ -83,7 +81,7 @@ pub(crate) struct Syncano {
 
 /// The parts that a reload does not replace.
 struct Fixed {
-    store: Store,
+    store: Arc<Store>,
     hooks: Hooks,
     /// The namespaces of the instances, which are served.
     namespaces: BTreeMap<String, Arc<str>>,
@@ -104,7 +102,7 @@ impl Syncano {
         let names = settings.instances.keys();
         let namespaces = names.map(|name| (name.clone(), settings.namespace_of(name).into()));
         let fixed = Fixed {
-            store: Store::new(redis),
+            store: Arc::new(Store::new(redis)),
             hooks: hooks.clone(),
             namespaces: namespaces.collect(),
             age: settings.history.age.0,
@@ -296,8 +294,8 @@ impl Service {
         let method = parts.method.clone();
         let response = match &path.resource {
             Resource::Poll(name) => return self.poll(parts, call, name, &query).await,
-            Resource::Channels => self.channels(&method, call).await,
-            Resource::Channel(name) => self.channel(&method, call, name).await,
+            Resource::Channels => channels(&method, call).await,
+            Resource::Channel(name) => channel(&method, call, name).await,
             Resource::Class(name) => class(&method, &call, name),
             Resource::UserAuth => match self.allows(&live.logins, &parts.extensions) {
                 true => log_in(&method, call),
@@ -321,63 +319,48 @@ impl Service {
             age: self.syncano.fixed.age,
         }
     }
+}
 
-    /// Lists or creates channels. There is one page, because their number is limited.
-    async fn channels(&self, method: &Method, call: Call<'_>) -> Result<Response, Failure> {
-        let store = &self.syncano.fixed.store;
-        match *method {
-            Method::GET => {
-                let channels = call.instance.channels(store, &call.caller).await?;
-                let objects = channels.iter().map(|channel| channel.to_json(call.base));
-                let objects: Vec<_> = objects.collect();
-                let page = json!({ "next": null, "prev": null, "objects": objects });
-                Ok(json_response(StatusCode::OK, &page))
-            }
-            Method::POST => {
-                for_accounts(&call.caller)?;
-                let channel = call
-                    .instance
-                    .create(store, &call.fields?, clock::unix_millis())
-                    .await?;
-                let body = channel.to_json(call.base);
-                Ok(json_response(StatusCode::CREATED, &body))
-            }
-            _ => Err(Failure::method(method, "GET, POST")),
+/// Lists or creates channels. There is one page, because their number is limited.
+async fn channels(method: &Method, call: Call<'_>) -> Result<Response, Failure> {
+    match *method {
+        Method::GET => {
+            let channels = call.instance.channels(&call.caller).await?;
+            let objects = channels.iter().map(|channel| channel.to_json(call.base));
+            let objects: Vec<_> = objects.collect();
+            let page = json!({ "next": null, "prev": null, "objects": objects });
+            Ok(json_response(StatusCode::OK, &page))
+        }
+        Method::POST => {
+            for_accounts(&call.caller)?;
+            let channel = call.instance.create(&call.fields?).await?;
+            let body = channel.to_json(call.base);
+            Ok(json_response(StatusCode::CREATED, &body))
+        }
+        _ => Err(Failure::method(method, "GET, POST")),
+    }
+}
+
+/// Shows, changes or deletes a channel.
+async fn channel(method: &Method, call: Call<'_>, name: &str) -> Result<Response, Failure> {
+    if ![Method::GET, Method::PATCH, Method::PUT, Method::DELETE].contains(method) {
+        return Err(Failure::method(method, "GET, PUT, PATCH, DELETE"));
+    }
+    // Check that the channel exists first, because the original returns 404 before 403.
+    let mut channel = call.instance.channel(name).await?;
+    match *method {
+        Method::GET => channel.check_subscribe(&call.caller)?,
+        Method::DELETE => {
+            for_accounts(&call.caller)?;
+            call.instance.delete(name).await?;
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+        _ => {
+            for_accounts(&call.caller)?;
+            channel = call.instance.update(name, &call.fields?).await?;
         }
     }
-
-    async fn channel(
-        &self,
-        method: &Method,
-        call: Call<'_>,
-        name: &str,
-    ) -> Result<Response, Failure> {
-        let (instance, store) = (call.instance, &self.syncano.fixed.store);
-        let shown = |channel: &Channel| json_response(StatusCode::OK, &channel.to_json(call.base));
-        match *method {
-            Method::GET => {
-                let channel = instance.channel(store, name).await?;
-                channel.check_subscribe(&call.caller)?;
-                Ok(shown(&channel))
-            }
-            // Check that the channel exists first, because the original returns 404
-            // before 403.
-            Method::PATCH | Method::PUT => {
-                instance.channel(store, name).await?;
-                for_accounts(&call.caller)?;
-                let fields = call.fields?;
-                let changing = instance.update(store, name, &fields, clock::unix_millis());
-                Ok(shown(&changing.await?))
-            }
-            Method::DELETE => {
-                instance.channel(store, name).await?;
-                for_accounts(&call.caller)?;
-                instance.delete(store, name).await?;
-                Ok(StatusCode::NO_CONTENT.into_response())
-            }
-            _ => Err(Failure::method(method, "GET, PUT, PATCH, DELETE")),
-        }
-    }
+    Ok(json_response(StatusCode::OK, &channel.to_json(call.base)))
 }
 
 /// Only account keys can manage channels, regardless of the flags of another key.

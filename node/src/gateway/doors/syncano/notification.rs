@@ -5,6 +5,7 @@
 //! notification whose payload is its only argument if that is an object, and its name and
 //! arguments otherwise.
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{body::object, time};
@@ -12,42 +13,31 @@ use super::{body::object, time};
 /// The event that a notification is.
 pub(super) const EVENT: &str = "notification";
 
-/// The cause of a notification.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Action<'a> {
-    Custom,
-    /// Of an object of this class.
-    Create(&'a str),
-    Update(&'a str),
-    Delete(&'a str),
+/// An operation on an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Task {
+    Create,
+    Read,
+    Update,
+    Delete,
 }
 
-impl Action<'_> {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Custom => "custom",
-            Self::Create(_) => "create",
-            Self::Update(_) => "update",
-            Self::Delete(_) => "delete",
-        }
-    }
-
-    fn metadata(self) -> Value {
-        match self {
-            Self::Custom => json!({ "type": "message" }),
-            Self::Create(class) | Self::Update(class) | Self::Delete(class) => {
-                json!({ "type": "object", "class": class })
-            }
-        }
-    }
-}
-
-/// The argument of the event that a notification is.
-pub(super) fn argument(action: Action<'_>, author: Value, payload: Map<String, Value>) -> Value {
+/// The argument of the event that a notification is. Its cause is a change to an object of a class,
+/// or none for a message.
+pub(super) fn argument(
+    change: Option<(Task, &str)>,
+    author: Value,
+    payload: Map<String, Value>,
+) -> Value {
+    let (action, metadata) = match change {
+        None => (json!("custom"), json!({ "type": "message" })),
+        Some((task, class)) => (json!(task), json!({ "type": "object", "class": class })),
+    };
     Value::Object(object([
-        ("action", action.name().into()),
+        ("action", action),
         ("author", author),
-        ("metadata", action.metadata()),
+        ("metadata", metadata),
         ("payload", payload.into()),
     ]))
 }
@@ -101,7 +91,7 @@ mod tests {
     #[test]
     fn a_message_has_the_six_keys_of_the_original() {
         let (author, payload) = (json!({ "api_key": 2, "user": 7 }), json!("hi"));
-        let argument = argument(Action::Custom, author, object([("text", payload)]));
+        let argument = argument(None, author, object([("text", payload)]));
         let args = json!([argument]).to_string();
         let notification = of_event(EVENT, &args, 17, 1_700_000_000_120);
         assert_eq!(

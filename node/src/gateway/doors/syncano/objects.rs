@@ -27,9 +27,9 @@ use super::{
     body::{self, choice},
     channel::{Channel, Kind},
     failure::{Failure, json_response},
-    instance::{Instance, MAX_ATTEMPTS},
-    keys::Caller,
-    notification::{self, Action},
+    instance::Instance,
+    keys::{Caller, User},
+    notification::{self, Task},
     settings::{ClassPermission, ClassSettings},
     store::Inserted,
     time,
@@ -55,7 +55,7 @@ enum Permission {
     Full,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Object {
     id: u64,
     /// Milliseconds since 1970.
@@ -81,14 +81,7 @@ impl Object {
             created_at: now,
             updated_at: now,
             revision: 1,
-            owner: None,
-            owner_permissions: Permission::None,
-            group: None,
-            group_permissions: Permission::None,
-            other_permissions: Permission::None,
-            channel: None,
-            channel_room: None,
-            fields: Map::new(),
+            ..Self::default()
         }
     }
 
@@ -139,7 +132,7 @@ impl Object {
             return Permission::None;
         };
         let is_owner = self.owner == Some(user.id);
-        let is_in_group = self.group.is_some_and(|group| user.groups.contains(&group));
+        let is_in_group = user.is_in(self.group);
         let of = |applies: bool, permission: Permission| match applies {
             true => permission,
             false => Permission::None,
@@ -186,17 +179,11 @@ pub(super) fn own_fields(class: &ClassSettings, fields: &Map<String, Value>) -> 
 /// Whether a caller may create objects of a class. The larger one of the group's and of
 /// the others' permission counts.
 fn may_create(class: &ClassSettings, caller: &Caller) -> bool {
-    if caller.has_all_rights() {
-        return true;
-    }
-    let Some(user) = caller.user() else {
-        return false;
+    let may_user = |user: &User| {
+        let of_group = user.is_in(class.group).then_some(class.group_permissions);
+        of_group.max(Some(class.other_permissions)) == Some(ClassPermission::CreateObjects)
     };
-    let is_in_group = class
-        .group
-        .is_some_and(|group| user.groups.contains(&group));
-    class.other_permissions == ClassPermission::CreateObjects
-        || (is_in_group && class.group_permissions == ClassPermission::CreateObjects)
+    caller.has_all_rights() || caller.user().is_some_and(may_user)
 }
 
 /// Reads a permission of an object.
@@ -261,11 +248,10 @@ impl Service {
         caller: &Caller,
         fields: &Map<String, Value>,
     ) -> Result<Object, Failure> {
-        let store = &self.syncano.fixed.store;
         let channel = match text(fields, "channel")?.filter(|name| !name.is_empty()) {
             None => None,
             Some(name) => {
-                let found = instance.channel(store, &name.to_lowercase()).await;
+                let found = instance.channel(&name.to_lowercase()).await;
                 Some(found.map_err(|failure| match failure.status {
                     StatusCode::NOT_FOUND => {
                         let text = format!("Object with name={name} does not exist.");
@@ -318,7 +304,7 @@ impl Service {
             let text = format!("The class has {most} objects, which is its limit.");
             return Err(Failure::detail(StatusCode::FORBIDDEN, text));
         }
-        let change = (Action::Create(class), object.to_json(true));
+        let change = (Task::Create, class, object.to_json(true));
         if let Err(failure) = self
             .publish_change(instance, caller, object.place(), change)
             .await
@@ -346,16 +332,16 @@ impl Service {
         let store = &self.syncano.fixed.store;
         let (table, field) = (self.table(call.instance, class_name), id.to_string());
         let caller = &call.caller;
-        let (_, mut object) = self.stored(&table, &field).await?;
+        let mut object: Object = store.read(&table, &field).await?;
         match *method {
             Method::GET => object.check(caller, Permission::Read)?,
             Method::DELETE => {
                 object.check(caller, Permission::Full)?;
                 let payload = body::object([("id", id.into())]);
-                let action = (Action::Delete(class_name), payload);
+                let change = (Task::Delete, class_name, payload);
                 // Of two deletions at the same time, one publishes.
                 if store.remove(&table, &field).await? {
-                    self.publish_change(call.instance, caller, object.place(), action)
+                    self.publish_change(call.instance, caller, object.place(), change)
                         .await?;
                 }
                 return Ok(StatusCode::NO_CONTENT.into_response());
@@ -373,15 +359,6 @@ impl Service {
         Ok(shown(StatusCode::OK, &object, call.base, class_name))
     }
 
-    /// The text of an object in the store, and the object.
-    /// The text is needed to replace the object only if it is unchanged.
-    async fn stored(&self, table: &str, field: &str) -> Result<(String, Object), Failure> {
-        let text = self.syncano.fixed.store.get(table, field).await?;
-        let text = text.ok_or_else(Failure::not_found)?;
-        let object = serde_json::from_str(&text).map_err(|_| Failure::not_found())?;
-        Ok((text, object))
-    }
-
     /// Changes fields of an object, and publishes those whose values are other ones.
     async fn change(
         &self,
@@ -391,31 +368,23 @@ impl Service {
         caller: &Caller,
     ) -> Result<Object, Failure> {
         let (table, field) = (self.table(instance, class), id.to_string());
-        // Another change in between is a reason to apply this one again.
-        for _ in 0..MAX_ATTEMPTS {
-            let (old, mut object) = self.stored(&table, &field).await?;
-            // Checked in each attempt, because the other change may have taken the
-            // right away.
+        let change = |object: &mut Object| {
+            // Checked in each attempt, because another change may have taken the right away.
             object.check(caller, Permission::Write)?;
-            let is_new = |name: &String, value: &Value| object.fields.get(name) != Some(value);
-            let changed = changes.iter().filter(|(name, value)| is_new(name, value));
-            let changed = changed.map(|(name, value)| (name.clone(), value.clone()));
-            let mut payload: Map<_, _> = changed.collect();
+            let mut payload = changes.clone();
+            payload.retain(|name, value| object.fields.get(name) != Some(value));
             payload.insert("id".to_owned(), id.into());
             object.fields.extend(changes.clone());
             object.revision += 1;
             object.updated_at = clock::unix_millis();
-            let new = json!(object).to_string();
-            let replacing = self.syncano.fixed.store.replace(&table, &field, &old, &new);
-            if replacing.await? {
-                let change = (Action::Update(class), payload);
-                self.publish_change(instance, caller, object.place(), change)
-                    .await?;
-                return Ok(object);
-            }
-        }
-        let text = "The object is being changed by others.";
-        Err(Failure::unavailable(text))
+            Ok(payload)
+        };
+        let store = &self.syncano.fixed.store;
+        let (object, payload) = store.change(&table, &field, "object", change).await?;
+        let change = (Task::Update, class, payload);
+        self.publish_change(instance, caller, object.place(), change)
+            .await?;
+        Ok(object)
     }
 
     fn table(&self, instance: &Instance, class: &str) -> String {
@@ -429,19 +398,19 @@ impl Service {
         instance: &Instance,
         caller: &Caller,
         (channel, room): (Option<&str>, Option<&str>),
-        (action, payload): (Action<'_>, Map<String, Value>),
+        (task, class, payload): (Task, &str, Map<String, Value>),
     ) -> Result<(), Failure> {
         let Some(name) = channel else {
             return Ok(());
         };
-        let channel = match instance.channel(&self.syncano.fixed.store, name).await {
+        let channel = match instance.channel(name).await {
             Ok(channel) => channel,
             // It was deleted after the object was created.
             Err(failure) if failure.status == StatusCode::NOT_FOUND => return Ok(()),
             Err(failure) => return Err(failure),
         };
         let room = channel.room(room)?;
-        let argument = notification::argument(action, caller.author(), payload);
+        let argument = notification::argument(Some((task, class)), caller.author(), payload);
         self.streams(instance)
             .publish(&channel, &room, argument)
             .await?;
@@ -480,20 +449,10 @@ pub(super) fn linked(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::{super::keys::User, *};
+    use super::*;
 
     fn user(id: u64, groups: &[u64]) -> Caller {
-        Caller::Api {
-            id: 1,
-            ignore_acl: false,
-            allow_anonymous_read: false,
-            user: Some(Arc::new(User {
-                id,
-                groups: groups.to_vec(),
-            })),
-        }
+        Caller::api(false, false, Some((id, groups)))
     }
 
     fn object() -> Object {
@@ -518,21 +477,9 @@ mod tests {
         let shown = object().to_json(false);
         let names: Vec<_> = shown.keys().map(String::as_str).collect();
         assert_eq!(
-            names,
-            [
-                "id",
-                "created_at",
-                "updated_at",
-                "revision",
-                "owner",
-                "owner_permissions",
-                "group",
-                "group_permissions",
-                "other_permissions",
-                "channel",
-                "channel_room",
-                "title",
-            ]
+            names.join(" "),
+            "id created_at updated_at revision owner owner_permissions group group_permissions \
+             other_permissions channel channel_room title"
         );
         let heard = object().to_json(true);
         assert!(!heard.contains_key("channel") && !heard.contains_key("channel_room"));
@@ -551,10 +498,8 @@ mod tests {
         for (caller, wanted) in rows {
             assert_eq!(object.permission(&caller), wanted, "{caller:?}");
         }
-        assert_eq!(
-            object.check(&user(8, &[3]), Permission::Full),
-            Err(Failure::forbidden())
-        );
+        let refused = object.check(&user(8, &[3]), Permission::Full);
+        assert_eq!(refused, Err(Failure::forbidden()));
     }
 
     #[test]
@@ -562,13 +507,7 @@ mod tests {
         let class = |toml: &str| toml::from_str::<ClassSettings>(toml).unwrap();
         let open = class("");
         assert!(may_create(&open, &user(8, &[])));
-        let plain = Caller::Api {
-            id: 1,
-            ignore_acl: false,
-            allow_anonymous_read: true,
-            user: None,
-        };
-        assert!(!may_create(&open, &plain));
+        assert!(!may_create(&open, &Caller::api(false, true, None)));
         let of_group = class("other_permissions = 'read'\ngroup = 3");
         assert!(!may_create(&of_group, &user(8, &[])));
         assert!(may_create(&of_group, &user(8, &[3])));

@@ -30,13 +30,14 @@ use roomcast::{
     plain::{Chunk, Event, Form, Heartbeat, Open, OpenError, Stream},
     syncano::Query,
 };
+use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{
     Call, Granted, Reply, Service,
     failure::Failure,
     notification,
-    stream::{COPY, Next, Streams},
+    stream::{COPY, Next, Notification, Streams},
 };
 use crate::gateway::{
     clock,
@@ -58,11 +59,7 @@ impl Form for Notifications {
         if event.id.is_none() {
             notification.shift_remove("id");
         }
-        out.extend_from_slice(
-            serde_json::Value::Object(notification)
-                .to_string()
-                .as_bytes(),
-        );
+        out.extend_from_slice(&written((id, notification)).1);
     }
 }
 
@@ -107,10 +104,7 @@ impl Service {
         query: &Query,
     ) -> Result<Reply, Failure> {
         Failure::unless(&parts.method, "GET")?;
-        let channel = call
-            .instance
-            .channel(&self.syncano.fixed.store, name)
-            .await?;
+        let channel = call.instance.channel(name).await?;
         channel.check_subscribe(&call.caller)?;
         let room = channel.room(query.get("room"))?;
         // A negative id is none.
@@ -124,12 +118,11 @@ impl Service {
         let streams = self.streams(call.instance);
         let next = match last {
             Some(last) => streams.next(&channel, &room, last).await?,
-            None => Next::After(streams.newest(&room).await?),
+            None => Next::After(streams.nth_newest(&room, 1).await?),
         };
         let from = match next {
-            Next::Found((id, notification)) if !is_websocket => {
-                let body = serde_json::Value::Object(notification).to_string();
-                return Ok(Reply::Now(found(id, body.into())));
+            Next::Found(notification) if !is_websocket => {
+                return Ok(Reply::Now(found(written(notification))));
             }
             Next::Found((id, _)) => id.saturating_sub(1),
             Next::After(id) => id,
@@ -213,9 +206,8 @@ impl Parked {
     /// Waits for the first notification that the client has not seen.
     pub(super) async fn wait(mut self) -> Response {
         let mut response = match timeout(self.time, self.next()).await {
-            Ok(Some((id, body))) => match self.missed(id).await {
-                Ok(None) => found(id, body),
-                Ok(Some((id, body))) => found(id, body),
+            Ok(Some(next)) => match self.missed(next.0).await {
+                Ok(missed) => found(missed.unwrap_or(next)),
                 // The client comes back with the same id.
                 Err(_) => Failure::throttled().into_response(),
             },
@@ -259,10 +251,7 @@ impl Parked {
             return Ok(None);
         }
         let first = self.streams.first_after(&self.room, from).await?;
-        Ok(first.map(|(id, notification)| {
-            let body = serde_json::Value::Object(notification).to_string();
-            (id, body.into())
-        }))
+        Ok(first.map(written))
     }
 
     /// The next notification. The socket has joined the room after the last id of the client, so
@@ -284,14 +273,14 @@ fn with_id(id: u64, notification: &[u8]) -> Bytes {
     body.into()
 }
 
-fn found(id: u64, body: Bytes) -> Response {
-    let headers = [
-        (
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        ),
-        (LAST_ID, HeaderValue::from(id)),
-    ];
+/// A notification as the body of a response.
+fn written((id, notification): Notification) -> (u64, Bytes) {
+    (id, Value::Object(notification).to_string().into())
+}
+
+fn found((id, body): (u64, Bytes)) -> Response {
+    let json = HeaderValue::from_static("application/json");
+    let headers = [(header::CONTENT_TYPE, json), (LAST_ID, id.into())];
     (headers, body).into_response()
 }
 

@@ -13,7 +13,7 @@ use super::channel::{self, Kind, Permission};
 use crate::gateway::{
     api::Hash,
     hooks::{self, Target},
-    values::{self, Span},
+    values::{self, Span, read},
 };
 
 /// The door is open if it has an instance.
@@ -67,23 +67,22 @@ pub(crate) struct InstanceSettings {
 #[serde(deny_unknown_fields)]
 pub(crate) struct HookSettings {
     pub(crate) url: Target,
-    pub(crate) timeout: Option<Span>,
-    pub(crate) concurrency: Option<usize>,
+    #[serde(default = "hooks::default_timeout", deserialize_with = "read::span")]
+    pub(crate) timeout: Duration,
+    #[serde(default = "hooks::default_concurrency")]
+    pub(crate) concurrency: usize,
     pub(crate) secret_file: Option<PathBuf>,
     pub(crate) secret_env: Option<String>,
 }
 
 impl HookSettings {
     pub(super) fn backend(&self) -> hooks::Settings {
-        let default = hooks::Settings::of(self.url.clone());
         hooks::Settings {
-            timeout: self
-                .timeout
-                .map_or(default.timeout, |Span(timeout)| timeout),
-            concurrency: self.concurrency.unwrap_or(default.concurrency),
+            timeout: self.timeout,
+            concurrency: self.concurrency,
             secret_file: self.secret_file.clone(),
             secret_env: self.secret_env.clone(),
-            ..default
+            ..hooks::Settings::of(self.url.clone())
         }
     }
 }
@@ -94,13 +93,9 @@ impl HookSettings {
 pub(crate) struct AccountSettings {
     pub(crate) id: u64,
     pub(crate) email: String,
-    #[serde(default)]
     pub(crate) key_file: Option<PathBuf>,
-    #[serde(default)]
     pub(crate) key_env: Option<String>,
-    #[serde(default)]
     pub(crate) password_file: Option<PathBuf>,
-    #[serde(default)]
     pub(crate) password_env: Option<String>,
 }
 
@@ -134,21 +129,15 @@ pub(crate) struct KeySettings {
 pub(crate) struct UserSettings {
     pub(crate) id: u64,
     /// The key, or its hash. Only a key that is known can be the response to a password.
-    #[serde(default)]
     pub(crate) hash: Option<Hash>,
-    #[serde(default)]
     pub(crate) key_file: Option<PathBuf>,
-    #[serde(default)]
     pub(crate) key_env: Option<String>,
     /// The ids of groups.
     #[serde(default)]
     pub(crate) groups: Vec<u64>,
     /// With a password, the user can request the key.
-    #[serde(default)]
     pub(crate) username: Option<String>,
-    #[serde(default)]
     pub(crate) password_file: Option<PathBuf>,
-    #[serde(default)]
     pub(crate) password_env: Option<String>,
 }
 
@@ -284,21 +273,14 @@ impl InstanceSettings {
     /// Mistakes that would show only at a request, such as a key that can never be
     /// found, are errors at the start.
     fn check(&self) -> Result<(), String> {
-        for name in self.channels.keys() {
-            if !channel::is_name(name) {
-                return Err(format!(
-                    "channels.{name}: a channel has {}",
-                    channel::NAME_RULE
-                ));
-            }
-        }
-        for name in self.classes.keys() {
-            if !channel::is_name(name) {
-                return Err(format!(
-                    "classes.{name}: a class has {}",
-                    channel::NAME_RULE
-                ));
-            }
+        let channels = self.channels.keys();
+        let channels = channels.map(|name| (name, "channels", "a channel"));
+        let classes = self.classes.keys();
+        let classes = classes.map(|name| (name, "classes", "a class"));
+        let mut names = channels.chain(classes);
+        if let Some((name, table, kind)) = names.find(|(name, ..)| !channel::is_name(name)) {
+            let rule = channel::NAME_RULE;
+            return Err(format!("{table}.{name}: {kind} has {rule}"));
         }
         for (index, key) in self.keys.iter().enumerate() {
             if key.kind == KeyKind::Account && (key.ignore_acl || key.allow_anonymous_read) {
@@ -358,48 +340,28 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_named() {
         let hash = format!("sha256:{}", "0".repeat(64));
+        let key = "id = 1\nkind = 'account'\nignore_acl = true";
+        let key = format!("[[instances.shop.keys]]\nhash = '{hash}'\n{key}");
+        let user = "id = 1\nusername = 'a'\npassword_env = 'A'";
+        let user = format!("[[instances.shop.users]]\nhash = '{hash}'\n{user}");
+        let account = "[[accounts]]\nid = 1\nemail = 'a@b'\n";
+        let [no_key, no_password] =
+            ["password", "key"].map(|one| format!("{account}{one}_env = 'A'"));
+        let hook = "[instances.shop.hook]\nurl = '/objects'";
         let rows = [
-            (
-                "[instances.Shop]".to_owned(),
-                "instances.Shop: an instance has",
-            ),
-            (
-                "[instances.shop.channels.\"a b\"]".to_owned(),
-                "channels.a b",
-            ),
-            ("[instances.shop.classes.-]".to_owned(), "classes.-"),
-            (
-                format!(
-                    "[[instances.shop.keys]]\nid = 1\nkind = \"account\"\nhash = \"{hash}\"\nignore_acl = true"
-                ),
-                "keys[0]: an account key has no flags",
-            ),
-            (
-                "[[instances.shop.users]]\nid = 1".to_owned(),
-                "users[0]: set one of",
-            ),
-            (
-                format!(
-                    "[[instances.shop.users]]\nid = 1\nhash = \"{hash}\"\nusername = \"a\"\npassword_env = \"A\""
-                ),
-                "users[0]: a user with a password",
-            ),
-            ("refused_polls = 0".to_owned(), "refused_polls"),
-            (
-                "[[accounts]]\nid = 1\nemail = \"a@b\"\npassword_env = \"A\"".to_owned(),
-                "accounts[0]: set one of key_file",
-            ),
-            (
-                "[[accounts]]\nid = 1\nemail = \"a@b\"\nkey_env = \"A\"".to_owned(),
-                "accounts[0]: set one of password_file",
-            ),
-            (
-                "[instances.shop.hook]\nurl = \"/objects\"".to_owned(),
-                "not an absolute URL",
-            ),
+            ("instances.Shop: an instance has", "[instances.Shop]"),
+            ("channels.a b", "[instances.shop.channels.'a b']"),
+            ("classes.-", "[instances.shop.classes.-]"),
+            ("keys[0]: an account key has no flags", &key),
+            ("users[0]: set one of", "[[instances.shop.users]]\nid = 1"),
+            ("users[0]: a user with a password", &user),
+            ("refused_polls", "refused_polls = 0"),
+            ("accounts[0]: set one of key_file", &no_key),
+            ("accounts[0]: set one of password_file", &no_password),
+            ("not an absolute URL", hook),
         ];
-        for (toml, problem) in rows {
-            let error = check(&toml).unwrap_err();
+        for (problem, toml) in rows {
+            let error = check(toml).unwrap_err();
             assert!(error.contains(problem), "{error}");
         }
     }

@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use parking_lot::Mutex;
 use roomcast::{RedisConfig, emitter::redis::Reply};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
 
 use super::failure::Failure;
 use crate::gateway::redis_commands::RedisCommands;
@@ -30,6 +32,11 @@ const REPLACE: &str = "\
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 return 1";
+
+/// How often a change is applied to a value that others change, too.
+/// Each attempt that fails means that another one succeeded, so this many are exceeded
+/// only by a flood.
+const MAX_ATTEMPTS: usize = 16;
 
 /// The result of an insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +78,7 @@ impl Store {
         }
     }
 
-    pub(super) async fn get(&self, table: &str, field: &str) -> Result<Option<String>, Failure> {
+    async fn get(&self, table: &str, field: &str) -> Result<Option<String>, Failure> {
         match self {
             Self::Memory(memory) => {
                 let memory = memory.lock();
@@ -83,6 +90,40 @@ impl Store {
                 Ok(reply.text().map(str::to_owned))
             }
         }
+    }
+
+    /// A value of JSON.
+    pub(super) async fn read<T: DeserializeOwned>(
+        &self,
+        table: &str,
+        field: &str,
+    ) -> Result<T, Failure> {
+        let text = self.get(table, field).await?;
+        let value = text.and_then(|text| serde_json::from_str(&text).ok());
+        value.ok_or_else(Failure::not_found)
+    }
+
+    /// Changes a value of JSON. Another change in between is a reason to apply this one again.
+    /// Returns the value and the result of `change`. `kind` is the word for the value in an error.
+    pub(super) async fn change<T: DeserializeOwned + Serialize, R>(
+        &self,
+        table: &str,
+        field: &str,
+        kind: &str,
+        change: impl Fn(&mut T) -> Result<R, Failure>,
+    ) -> Result<(T, R), Failure> {
+        for _ in 0..MAX_ATTEMPTS {
+            let old = self.get(table, field).await?;
+            let old = old.ok_or_else(Failure::not_found)?;
+            let mut value = serde_json::from_str(&old).map_err(|_| Failure::not_found())?;
+            let result = change(&mut value)?;
+            let new = json!(value).to_string();
+            if self.replace(table, field, &old, &new).await? {
+                return Ok((value, result));
+            }
+        }
+        let text = format!("The {kind} is being changed by others.");
+        Err(Failure::unavailable(text))
     }
 
     /// All values of a table, in the order of their fields.
@@ -140,7 +181,7 @@ impl Store {
     }
 
     /// Replaces a value. Returns `false` if it is no longer the old one.
-    pub(super) async fn replace(
+    async fn replace(
         &self,
         table: &str,
         field: &str,

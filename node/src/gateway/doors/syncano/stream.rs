@@ -79,8 +79,7 @@ impl Streams {
         room: &str,
         argument: Value,
     ) -> Result<Notification, Failure> {
-        let published = self.all().to(room).publish(EVENT, &argument).await;
-        let position = published.map_err(|error| refused(&error))?;
+        let position = self.all().to(room).publish(EVENT, &argument).await?;
         let (id, time) = (position.id, position.time);
         // The response is created from the sent message, instead of being read from the log again.
         let args = Value::Array(vec![argument]);
@@ -131,10 +130,7 @@ impl Streams {
         let (history, begin) = (self.all().history(room), self.begin());
         let mut count = limit;
         loop {
-            let mut read = history
-                .after(id, count)
-                .await
-                .map_err(|error| unread(&error))?;
+            let mut read = history.after(id, count).await?;
             let old = read.iter().rposition(|entry| entry.time < begin);
             let Some(old) = old else {
                 read.truncate(limit);
@@ -150,9 +146,8 @@ impl Streams {
     }
 
     /// The id of the entry before which there are `count - 1` newer ones, or 0.
-    async fn nth_newest(&self, room: &str, count: usize) -> Result<u64, Failure> {
-        let read = self.all().history(room).latest(count).await;
-        let read = read.map_err(|error| unread(&error))?;
+    pub(super) async fn nth_newest(&self, room: &str, count: usize) -> Result<u64, Failure> {
+        let read = self.all().history(room).latest(count).await?;
         let first = read.first().filter(|_| read.len() == count);
         Ok(first.map_or(0, |first| first.id))
     }
@@ -160,13 +155,6 @@ impl Streams {
     /// The time of the oldest notifications that are listed, in milliseconds since 1970.
     fn begin(&self) -> u64 {
         clock::unix_millis().saturating_sub(clock::millis(self.age))
-    }
-
-    /// The newest id of a room, or 0.
-    pub(super) async fn newest(&self, room: &str) -> Result<u64, Failure> {
-        let reading = self.all().history(room);
-        let read = reading.latest(1).await.map_err(|error| unread(&error))?;
-        Ok(read.first().map_or(0, |entry| entry.id))
     }
 
     /// The oldest notification of a room after an id, if there is one.
@@ -181,8 +169,7 @@ impl Streams {
 
     /// The id of the notification of a room before this one, or 0.
     pub(super) async fn previous(&self, room: &str, id: u64) -> Result<u64, Failure> {
-        let read = self.all().history(room).before(id, 1).await;
-        let read = read.map_err(|error| unread(&error))?;
+        let read = self.all().history(room).before(id, 1).await?;
         Ok(read.first().map_or(0, |entry| entry.id))
     }
 
@@ -210,7 +197,7 @@ impl Streams {
             (None, Read::Before(id)) => history.before(id, page.size).await,
             (None, Read::After(id)) => Ok(self.listed(room, id, page.size).await?.0),
         };
-        let entries = read.map_err(|error| unread(&error))?;
+        let entries = read?;
         let listed = entries.iter().filter(|entry| entry.time >= begin);
         let listed = listed.map(of_entry).collect();
         Ok(match channel.listed() {
@@ -228,11 +215,8 @@ impl Streams {
     ) -> Result<Notification, Failure> {
         let found = match room {
             Some(room) => {
-                let entry = self.all().history(room).get(id).await;
-                entry
-                    .map_err(|error| unread(&error))?
-                    .as_ref()
-                    .map(of_entry)
+                let entry = self.all().history(room).get(id).await?;
+                entry.as_ref().map(of_entry)
             }
             None => {
                 let copies = self.copies(channel).await?.into_iter();
@@ -246,8 +230,7 @@ impl Streams {
     /// The copies of a channel with their times, the oldest first.
     async fn copies(&self, channel: &Channel) -> Result<Vec<(u64, Notification)>, Failure> {
         let history = self.all().history(&whole(channel));
-        let entries = history.latest(MAX_COPIES).await;
-        let entries = entries.map_err(|error| unread(&error))?;
+        let entries = history.latest(MAX_COPIES).await?;
         let copies = entries.iter().filter_map(|entry| {
             let [copy] = serde_json::from_str::<[Copy; 1]>(entry.args.json()).ok()?;
             let args = Value::Array(vec![copy.argument]).to_string();
@@ -270,20 +253,21 @@ fn of_entry(entry: &HistoryEntry) -> Notification {
     (id, notification)
 }
 
-fn refused(error: &PublishError) -> Failure {
-    match error {
-        PublishError::TooLarge { .. } => {
-            Failure::detail(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
+impl From<PublishError> for Failure {
+    fn from(error: PublishError) -> Self {
+        let text = error.to_string();
+        match error {
+            PublishError::TooLarge { .. } => Self::detail(StatusCode::PAYLOAD_TOO_LARGE, text),
+            PublishError::Emit(EmitError::Args(_)) => Self::detail(StatusCode::BAD_REQUEST, text),
+            _ => Self::unavailable(text),
         }
-        PublishError::Emit(EmitError::Args(_)) => {
-            Failure::detail(StatusCode::BAD_REQUEST, error.to_string())
-        }
-        _ => Failure::unavailable(error.to_string()),
     }
 }
 
-fn unread(error: &HistoryError) -> Failure {
-    Failure::unavailable(error.to_string())
+impl From<HistoryError> for Failure {
+    fn from(error: HistoryError) -> Self {
+        Self::unavailable(error.to_string())
+    }
 }
 
 #[cfg(test)]
@@ -295,9 +279,9 @@ mod tests {
     #[test]
     fn what_can_never_be_published_is_the_mistake_of_the_request() {
         let error = Args::from_text("{}".into(), Vec::new()).unwrap_err();
-        let status = refused(&EmitError::Args(error).into()).status;
-        assert_eq!(status, StatusCode::BAD_REQUEST);
-        let status = refused(&PublishError::Unavailable("Redis is down".into())).status;
-        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        let error = PublishError::from(EmitError::Args(error));
+        assert_eq!(Failure::from(error).status, StatusCode::BAD_REQUEST);
+        let error = PublishError::Unavailable("Redis is down".into());
+        assert_eq!(Failure::from(error).status, StatusCode::SERVICE_UNAVAILABLE);
     }
 }
