@@ -58,7 +58,8 @@ fn an_instance_that_a_reload_adds_waits_for_a_restart_and_one_that_it_removes_is
 fn an_account_gets_its_key_for_the_password() {
     let account = "[[doors.syncano.accounts]]\nid = 9\nemail = \"anna@example.org\"\n\
                    key_env = \"ACCOUNT_KEY\"\npassword_env = \"ANNA_PASSWORD\"\n";
-    let node = Node::start_with("accounts", account);
+    let trusted = "trusted_proxies = [\"127.0.0.1\"]\n";
+    let node = Node::start_with("accounts", &format!("{trusted}{account}"));
     let log_in = |path: &str, email: &str, password: &str| {
         let body = json!({ "email": email, "password": password }).to_string();
         let json = "Content-Type: application/json\r\n";
@@ -83,10 +84,14 @@ fn an_account_gets_its_key_for_the_password() {
     assert_eq!(method.status, 405);
     let body = r#"{"email":"anna@example.org","password":"coffee"}"#;
     let length = body.len();
-    let attempt =
-        format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
-    // So many at once that a second has more than its share.
-    let refused = node.pipeline(attempt.repeat(100));
+    // So many at once that a second has more than its share, from the addresses of one network.
+    let attempts = (0..100).map(|host| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 2001:db8::{host}\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        )
+    });
+    let refused = node.pipeline(attempts.collect());
     assert!(refused.contains("HTTP/1.1 429 "), "{refused}");
     assert!(refused.contains("retry-after: 1\r\n"), "{refused}");
 }

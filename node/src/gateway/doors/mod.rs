@@ -180,6 +180,11 @@ impl Doors {
         place.inspect_err(|limit| self.reached(door, *limit))
     }
 
+    /// The network of the client, which counts as one address.
+    fn network(&self, extensions: &Extensions) -> Option<IpAddr> {
+        address(extensions).map(|address| self.parked.network(address))
+    }
+
     /// Counts a request that was refused because of a limit.
     pub(crate) fn reached(&self, door: Door, limit: DoorLimit) {
         self.metrics.reached(door, limit);

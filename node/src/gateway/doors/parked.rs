@@ -99,6 +99,11 @@ impl Parked {
         }
     }
 
+    /// What counts as one address.
+    pub(super) fn network(&self, address: IpAddr) -> IpAddr {
+        client_network(address, self.ipv6_prefix)
+    }
+
     /// Takes a place in both counts, or in neither: dropping a place that was taken in
     /// part gives it back.
     pub(super) fn take(
@@ -107,8 +112,7 @@ impl Parked {
         address: Option<IpAddr>,
         key: Option<&str>,
     ) -> Result<Place, DoorLimit> {
-        let address =
-            address.map(|address| Holder::Address(client_network(address, self.ipv6_prefix)));
+        let address = address.map(|address| Holder::Address(self.network(address)));
         let key = key.map(|key| Holder::Key(door, key.into()));
         let mut place = Place {
             parked: Arc::clone(self),

@@ -42,7 +42,7 @@ use axum::{
 use http::{Extensions, Method, StatusCode, request::Parts};
 use parking_lot::RwLock;
 use roomcast::{
-    ClientAddress, Cors, RedisConfig,
+    Cors, RedisConfig,
     plain::Form,
     syncano::{Path, Query, Resource, VERSIONS},
 };
@@ -218,9 +218,10 @@ impl Service {
         }
     }
 
-    /// Counts a request of an address. Returns `false` if it is one too many.
+    /// Counts a request of an address or network. Returns `false` if it is one too many.
     fn allows(&self, throttle: &Throttle, extensions: &Extensions) -> bool {
-        let address = ClientAddress::of(extensions).map(|address| address.ip().to_string());
+        let address = self.doors.network(extensions);
+        let address = address.map(|address| address.to_string());
         let is_allowed = throttle.allows(&address.unwrap_or_default());
         if !is_allowed {
             self.doors.reached(Door::Syncano, DoorLimit::Refusals);
