@@ -346,7 +346,11 @@ fn an_application_that_does_not_respond_has_the_status_of_a_gateway() {
         format!("roomcast_hook_requests_total{{hook=\"pakyow-routes\",outcome=\"{outcome}\"}}")
     };
     door.wait_for(&outcome("timeout"), 1);
-    let narrow = "concurrency = 1\nqueue = 0";
+    // As many routes as the file can state are no panic.
+    let narrow = format!(
+        "concurrency = 1\nqueue = 0\nroutes_per_socket = {}",
+        i64::MAX
+    );
     let door = Door::open(&format!("{application}{narrow}"));
     let [mut first, mut second] = [door.connect(), door.connect()];
     first.send(&call_route(1, "/busy"));

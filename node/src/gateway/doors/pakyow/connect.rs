@@ -12,7 +12,7 @@
 //! A client without a key is let in, as one with a wrong key is. It has a unique digest, so it
 //! receives nothing.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use axum::{
     Router,
@@ -157,10 +157,8 @@ impl Pakyow {
         };
         let most = self.settings().max_message;
         if text.len() > most.0 {
-            return reply(
-                "too_large",
-                Reply::plain(413, &format!("a message has at most {most}")),
-            );
+            let text = format!("a message has at most {most}");
+            return reply("too_large", Reply::plain(413, &text));
         }
         let application = self.application();
         match &message.action {
@@ -170,13 +168,10 @@ impl Pakyow {
             _ => {}
         }
         // Those that run and those that wait: beyond it, the client gets the error at once.
-        if visitor.calls.fetch_add(1, Ordering::Relaxed) >= visitor.max_calls {
-            visitor.calls.fetch_sub(1, Ordering::Relaxed);
-            return reply(
-                "busy",
-                Reply::plain(503, "too many routes are being called"),
-            );
-        }
+        let Ok(called) = Arc::clone(&visitor.calls).try_acquire_owned() else {
+            let refused = Reply::plain(503, "too many routes are being called");
+            return reply("busy", refused);
+        };
         let (pakyow, socket, visitor) = (Arc::clone(self), socket.clone(), Arc::clone(visitor));
         tokio::spawn(async move {
             // It is never closed.
@@ -194,7 +189,8 @@ impl Pakyow {
             {
                 tracing::warn!(%error, "subscriptions made by a route take effect later");
             }
-            visitor.calls.fetch_sub(1, Ordering::Relaxed);
+            // Before the reply, after which the client may call the next one.
+            drop(called);
             pakyow.count("replied");
             drop(socket.send_text(&reply.frame(&message.id)));
         });

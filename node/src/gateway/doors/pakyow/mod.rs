@@ -30,7 +30,7 @@ mod subscriptions;
 use std::{
     collections::{BTreeSet, HashMap},
     hash::{BuildHasher as _, RandomState},
-    sync::{Arc, OnceLock, atomic::AtomicUsize},
+    sync::{Arc, OnceLock},
 };
 
 use http::HeaderValue;
@@ -76,9 +76,8 @@ pub(crate) struct Visitor {
     cookie: Option<HeaderValue>,
     /// The routes that it may call at the same time.
     routes: Semaphore,
-    /// Those that run or wait, and the most of them.
-    calls: AtomicUsize,
-    max_calls: usize,
+    /// Those, and the ones that may wait.
+    calls: Arc<Semaphore>,
     /// Held while the application is notified of the connect, which comes before the disconnect.
     notices: Arc<tokio::sync::Mutex<()>>,
     /// Set when it has joined its channels.
@@ -89,13 +88,15 @@ pub(crate) struct Visitor {
 
 impl Visitor {
     fn new(digest: String, connection_id: String, settings: &Settings) -> Self {
+        // More permits would be a panic.
+        let routes = settings.routes_per_socket;
+        let routes = routes.min(Semaphore::MAX_PERMITS / (1 + WAITING));
         Self {
             digest,
             connection_id,
             cookie: None,
-            routes: Semaphore::new(settings.routes_per_socket),
-            calls: AtomicUsize::new(0),
-            max_calls: settings.routes_per_socket.saturating_mul(1 + WAITING),
+            routes: Semaphore::new(routes),
+            calls: Arc::new(Semaphore::new(routes * (1 + WAITING))),
             notices: Arc::default(),
             is_joined: SetOnce::new(),
             place: Mutex::default(),
