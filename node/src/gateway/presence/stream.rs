@@ -17,6 +17,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     mem,
+    ops::Not,
     sync::Arc,
     time::Duration,
 };
@@ -72,10 +73,10 @@ pub(super) struct Message {
     /// One more than that of the message before.
     pub(super) number: u64,
     /// Whether a full state begins.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "Not::not")]
     first: bool,
     /// Whether it is complete.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "Not::not")]
     last: bool,
     /// Sockets as they are now: id, user, rooms.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -86,14 +87,6 @@ pub(super) struct Message {
     /// Nodes whose full state is requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     wants: Vec<String>,
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes a reference"
-)]
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 impl Message {
@@ -115,15 +108,16 @@ impl Message {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Phase {
+    #[default]
     Lost,
     Filling,
     Whole,
 }
 
 /// The state of another node as this one knows it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Stream {
     phase: Phase,
     /// The number of the message that comes next, unless the phase is `Lost`.
@@ -142,19 +136,14 @@ struct Stream {
 impl Stream {
     fn new(now: Duration) -> Self {
         Self {
-            phase: Phase::Lost,
-            next: 0,
-            waiting: BTreeMap::new(),
-            missing: None,
             heard: now,
-            asked: None,
-            is_partial: false,
+            ..Self::default()
         }
     }
 }
 
 /// The users of one namespace in the cluster, as this node knows them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct State {
     own: Arc<str>,
     table: Table,
@@ -181,16 +170,7 @@ impl State {
         Self {
             own: own.into(),
             table: Table::new(max),
-            streams: BTreeMap::new(),
-            unpublished: HashSet::new(),
-            full: None,
-            is_wanted: false,
-            fulls: 0,
-            number: 0,
-            published: None,
-            filled: None,
-            is_partial: false,
-            placed: None,
+            ..Self::default()
         }
     }
 
@@ -423,12 +403,12 @@ impl State {
             stream.phase = Phase::Lost;
             stream.missing = None;
             stream.asked = None;
-            let waiting = mem::take(&mut stream.waiting);
+            let mut waiting = mem::take(&mut stream.waiting);
             // A full state that has begun since then will do.
             let first = waiting.values().find(|message| message.first);
-            let first = first.map(|message| message.number);
-            let mut waiting = waiting;
-            stream.waiting = first.map_or_else(BTreeMap::new, |first| waiting.split_off(&first));
+            if let Some(first) = first.map(|message| message.number) {
+                stream.waiting = waiting.split_off(&first);
+            }
         }
         self.advance(node, now);
     }

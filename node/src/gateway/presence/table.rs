@@ -90,7 +90,7 @@ pub(crate) struct Occupied {
 type Users = BTreeMap<Arc<str>, Vec<Arc<str>>>;
 
 /// All that is kept. Sockets and memberships count towards one limit.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Table {
     max: usize,
     count: usize,
@@ -103,10 +103,7 @@ impl Table {
     pub(super) fn new(max: usize) -> Self {
         Self {
             max,
-            count: 0,
-            sockets: HashMap::new(),
-            users: BTreeMap::new(),
-            rooms: BTreeMap::new(),
+            ..Self::default()
         }
     }
 

@@ -16,7 +16,7 @@ use roomcast::{
     EmitError, HistoryEntry, HistoryError, Position, PublishError,
     channels::{Event, Publish, ReadError},
 };
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{json, value::RawValue};
 
 use super::{Channels, caller::Caller, request::Call};
 use crate::gateway::{
@@ -47,7 +47,7 @@ impl Channels {
             .store(&visit.caller, &call.namespace, room, publish)
             .await?;
         let stored = json!({ "id": position.id.to_string(), "time": position.time });
-        Ok((StatusCode::CREATED, json_body(&stored)).into_response())
+        Ok((StatusCode::CREATED, json_body(stored.to_string())).into_response())
     }
 
     /// Stores an event in the history of a room and emits it to the members.
@@ -139,7 +139,7 @@ impl Channels {
             "total": shown.len(),
             "is_complete": is_reached && found.silent_nodes.is_empty(),
         });
-        Ok(json_body(&body).into_response())
+        Ok(json_body(body.to_string()))
     }
 
     async fn body(&self, body: Body) -> Result<String, Problem> {
@@ -208,11 +208,7 @@ pub(super) fn events_response(
         body.extend_from_slice(event.as_ref());
     }
     body.extend_from_slice(format!("],\"last_id\":\"{last_id}\"}}").as_bytes());
-    let headers = [
-        (header::CONTENT_TYPE, "application/json"),
-        (header::CACHE_CONTROL, "no-store"),
-    ];
-    (headers, body).into_response()
+    json_body(body)
 }
 
 /// A stored event. Arguments whose attachments are missing come from a faulty node, and
@@ -246,12 +242,12 @@ pub(super) fn unread(error: &HistoryError) -> Problem {
     }
 }
 
-fn json_body(value: &Value) -> impl IntoResponse {
+fn json_body(json: impl IntoResponse) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "application/json"),
         (header::CACHE_CONTROL, "no-store"),
     ];
-    (headers, value.to_string())
+    (headers, json).into_response()
 }
 
 /// The problem of a body or a frame that cannot be read.

@@ -15,6 +15,7 @@ use roomcast::{
     Socket,
     channels::{Frame, Request as Wanted},
 };
+use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
 
 use super::{
@@ -189,25 +190,22 @@ impl Session {
 
 /// The reply to a frame: its result, or a problem as over HTTP.
 fn reply(result: Result<Value, Problem>, reference: Option<String>) -> String {
-    let mut reply = result.unwrap_or_else(|problem| {
+    let result = result.unwrap_or_else(|problem| {
         let problem: Value = serde_json::from_slice(&problem.body()).unwrap_or_default();
         json!({ "type": "error", "problem": problem })
     });
     // The reference is passed on unchanged.
-    match reference.and_then(|reference| RawValue::from_string(reference).ok()) {
-        None => reply.to_string(),
-        Some(reference) => {
-            let object = reply
-                .as_object_mut()
-                .map(std::mem::take)
-                .unwrap_or_default();
-            let mut text = Value::Object(object).to_string();
-            // The reference is appended as text, because it may be a number that a JSON
-            // tree cannot hold.
-            text.pop();
-            format!("{text},\"ref\":{}}}", reference.get())
-        }
-    }
+    let reference = reference.and_then(|reference| RawValue::from_string(reference).ok());
+    serde_json::to_string(&Reply { result, reference }).unwrap_or_default()
+}
+
+#[derive(Serialize)]
+struct Reply {
+    #[serde(flatten)]
+    result: Value,
+    /// As text, because it may be a number that a JSON tree cannot hold.
+    #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
+    reference: Option<Box<RawValue>>,
 }
 
 /// Fails only if the client has disconnected.

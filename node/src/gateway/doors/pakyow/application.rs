@@ -56,7 +56,7 @@ struct Hook {
 /// The body of a request of the hook.
 #[derive(Serialize)]
 struct Notice<'a> {
-    r#type: &'static str,
+    r#type: Occasion,
     connection_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     digest: Option<&'a str>,
@@ -119,15 +119,8 @@ impl Application {
         };
         let mut request = Request::new(Full::new(body));
         let headers = request.headers_mut();
-        let wanted = [
-            ("x-socket-container", &call.container),
-            ("x-socket-partial", &call.partial),
-        ];
-        for (name, value) in wanted {
-            if let Some(Ok(value)) = value.as_deref().map(HeaderValue::try_from) {
-                headers.insert(name, value);
-            }
-        }
+        insert(headers, "x-socket-container", call.container.as_deref());
+        insert(headers, "x-socket-partial", call.partial.as_deref());
         // The characters of both were checked when the message was read.
         match Method::from_bytes(call.method.as_bytes()) {
             Ok(method) => *request.method_mut() = method,
@@ -141,9 +134,7 @@ impl Application {
         let path = self.actions.as_deref().unwrap_or("/");
         let mut request = Request::new(Full::new(Bytes::from(message)));
         *request.method_mut() = Method::POST;
-        if let Ok(action) = HeaderValue::try_from(action) {
-            request.headers_mut().insert("x-socket-action", action);
-        }
+        insert(request.headers_mut(), "x-socket-action", Some(action));
         self.send(visitor, path, true, request).await
     }
 
@@ -162,19 +153,20 @@ impl Application {
             Err(_) => return Reply::plain(400, "the uri is invalid"),
         }
         let headers = request.headers_mut();
-        if is_json {
-            let json = HeaderValue::from_static("application/json");
-            headers.insert(header::CONTENT_TYPE, json);
-        }
+        insert(
+            headers,
+            "content-type",
+            is_json.then_some("application/json"),
+        );
         if let Some(cookie) = &visitor.cookie {
             headers.insert(header::COOKIE, cookie.clone());
         }
-        if let Ok(digest) = HeaderValue::try_from(&visitor.digest) {
-            headers.insert("x-socket-digest", digest);
-        }
-        if let Ok(id) = HeaderValue::try_from(&visitor.connection_id) {
-            headers.insert("x-socket-connection-id", id);
-        }
+        insert(headers, "x-socket-digest", Some(&visitor.digest));
+        insert(
+            headers,
+            "x-socket-connection-id",
+            Some(&visitor.connection_id),
+        );
         match routes.fetch(request, self.max_response).await {
             Ok(response) => reply(&response),
             Err(failure) => failed(&failure),
@@ -189,7 +181,7 @@ impl Application {
     ) -> Option<Result<Identity, Failure>> {
         let hook = self.hook_on(Occasion::Connect)?;
         let notice = Notice {
-            r#type: "connect",
+            r#type: Occasion::Connect,
             connection_id,
             digest: None,
             path: Some(parts.uri.path()),
@@ -206,10 +198,7 @@ impl Application {
             return;
         };
         let notice = Notice {
-            r#type: match occasion {
-                Occasion::Leave => "leave",
-                _ => "join",
-            },
+            r#type: occasion,
             connection_id: &visitor.connection_id,
             digest: Some(&visitor.digest),
             path: None,
@@ -245,17 +234,24 @@ impl Hook {
     }
 }
 
+/// Adds a header, unless its value cannot be one.
+fn insert(headers: &mut HeaderMap, name: &'static str, value: Option<&str>) {
+    if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
+        headers.insert(name, value);
+    }
+}
+
 fn read_identity(response: &[u8]) -> Result<Identity, Problem> {
-    let problem = |what: String| Problem::new("", what);
     if response.is_empty() {
         return Ok(Identity::default());
     }
     let identity: Identity =
         object::read(response).map_err(|(at, error)| Problem::new(at, error.to_string()))?;
     match &identity.digest {
-        Some(digest) if !is_digest(digest) => Err(problem(
-            "digest is not 40 lower-case hexadecimal digits".to_owned(),
-        )),
+        Some(digest) if !is_digest(digest) => {
+            let what = "digest is not 40 lower-case hexadecimal digits";
+            Err(Problem::new("", what.to_owned()))
+        }
         _ => Ok(identity),
     }
 }
@@ -309,16 +305,10 @@ mod tests {
             .body(Bytes::from_static(b"<p>\xff</p>"))
             .unwrap();
         let reply = reply(&response);
-        assert_eq!(
-            (reply.status, reply.body.as_str()),
-            (404, "<p>\u{fffd}</p>")
-        );
-        let headers: Vec<_> = reply.headers.into_iter().collect();
+        assert_eq!((reply.status, &*reply.body), (404, "<p>\u{fffd}</p>"));
         let wanted = [("content-type", "text/html"), ("vary", "a, b")];
-        assert_eq!(
-            headers,
-            wanted.map(|(name, value)| (name.to_owned(), value.to_owned()))
-        );
+        let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(reply.headers, wanted.into());
     }
 
     #[test]

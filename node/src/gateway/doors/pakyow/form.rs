@@ -49,45 +49,36 @@ fn write(name: &str, args: &str, room: Option<&str>, out: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    fn written(name: &str, args: &str, room: Option<&str>) -> String {
-        let mut out = Vec::new();
-        write(name, args, room, &mut out);
-        String::from_utf8(out).unwrap()
-    }
-
     #[test]
-    fn a_push_is_a_frame_with_payload_and_channel() {
+    fn a_push_is_written_as_it_was_requested_and_any_other_event_as_a_push_of_its_arguments() {
         let push = r#"[{"payload":[1,{"key":null}],"channel":"chat"}]"#;
-        let wanted = r#"{"payload":[1,{"key":null}],"channel":"chat"}"#;
-        assert_eq!(written("push", push, Some("chat")), wanted);
-        assert_eq!(written("push", push, Some("pw:socket:7a1c")), wanted);
-    }
-
-    #[test]
-    fn a_list_is_no_push() {
-        let wanted = r#"{"payload":[1,"chat"],"channel":"chat"}"#;
-        assert_eq!(written("push", r#"[[1,"chat"]]"#, Some("chat")), wanted);
-    }
-
-    #[test]
-    fn a_push_of_a_member_cannot_name_another_channel() {
-        let push = r#"[{"payload":1,"channel":"admin"}]"#;
-        let wanted = r#"{"payload":{"payload":1,"channel":"admin"},"channel":"chat"}"#;
-        assert_eq!(written("push", push, Some("chat")), wanted);
-    }
-
-    #[test]
-    fn events_of_other_doors_are_pushes_of_their_arguments() {
-        let frame = |args, room| written("message", args, room);
-        assert_eq!(
-            frame(r#"["hi"]"#, Some("a")),
-            r#"{"payload":"hi","channel":"a"}"#
-        );
-        assert_eq!(
-            frame(r#"[1,"b"]"#, Some("a")),
-            r#"{"payload":[1,"b"],"channel":"a"}"#
-        );
-        assert_eq!(frame("[]", Some("a")), r#"{"payload":[],"channel":"a"}"#);
-        assert_eq!(frame("[[]]", None), r#"{"payload":[],"channel":""}"#);
+        let foreign = r#"[{"payload":1,"channel":"admin"}]"#;
+        let cases = [
+            (PUSH, push, "chat", r#"[1,{"key":null}]"#),
+            // A list is no push.
+            (PUSH, r#"[[1,"chat"]]"#, "chat", r#"[1,"chat"]"#),
+            // A member cannot name another channel.
+            (PUSH, foreign, "chat", r#"{"payload":1,"channel":"admin"}"#),
+            ("message", r#"["hi"]"#, "a", r#""hi""#),
+            ("message", r#"[1,"b"]"#, "a", r#"[1,"b"]"#),
+            ("message", "[]", "a", "[]"),
+            ("message", "[[]]", "", "[]"),
+        ];
+        let written = |name, args, room: &str| {
+            let mut out = Vec::new();
+            write(
+                name,
+                args,
+                Some(room).filter(|room| !room.is_empty()),
+                &mut out,
+            );
+            String::from_utf8(out).unwrap()
+        };
+        let frame = |payload, channel| format!(r#"{{"payload":{payload},"channel":"{channel}"}}"#);
+        for (name, args, room, payload) in cases {
+            assert_eq!(written(name, args, room), frame(payload, room));
+        }
+        let private = written(PUSH, push, "pw:socket:7a1c");
+        assert_eq!(private, frame(r#"[1,{"key":null}]"#, "chat"));
     }
 }

@@ -323,13 +323,13 @@ async fn eval(
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds {
+    pub(super) const BOUNDS: Bounds = Bounds {
         lifetime: Duration::from_secs(600),
         grace: Duration::ZERO,
         channels: 3,
     };
 
-    fn names(names: &[&str]) -> Vec<String> {
+    pub(super) fn names(names: &[&str]) -> Vec<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
@@ -337,25 +337,20 @@ mod tests {
     async fn subscriptions_are_made_before_the_socket_exists_and_end_with_it() {
         let registry = Registry::new(BOUNDS, None);
         let (here, nobody) = (Holders::Here(true), Holders::Here(false));
-        assert_eq!(
-            registry.add("d", &names(&["b", "a", "a"])).await.unwrap(),
-            nobody
-        );
-        assert_eq!(registry.add("d", &names(&["a"])).await.unwrap(), nobody);
-        assert_eq!(registry.open("d", "n").await.unwrap(), ["a", "b"]);
-        assert_eq!(registry.add("d", &names(&["c"])).await.unwrap(), here);
-        assert_eq!(
-            registry.remove("d", &names(&["a", "x"])).await.unwrap(),
-            here
-        );
-        assert_eq!(registry.open("d", "n").await.unwrap(), ["b", "c"]);
+        let add = async |channels| registry.add("d", &names(channels)).await.unwrap();
+        let remove =
+            async |digest, channels| registry.remove(digest, &names(channels)).await.unwrap();
+        let open = async |digest| registry.open(digest, "n").await.unwrap();
+        assert_eq!(add(&["b", "a", "a"]).await, nobody);
+        assert_eq!(add(&["a"]).await, nobody);
+        assert_eq!(open("d").await, ["a", "b"]);
+        assert_eq!(add(&["c"]).await, here);
+        assert_eq!(remove("d", &["a", "x"]).await, here);
+        assert_eq!(open("d").await, ["b", "c"]);
         registry.close("d", "n").await.unwrap();
-        assert_eq!(registry.open("d", "n").await.unwrap(), names(&[]));
-        assert_eq!(registry.open("other", "n").await.unwrap(), names(&[]));
-        assert_eq!(
-            registry.remove("unknown", &names(&["a"])).await.unwrap(),
-            nobody
-        );
+        assert_eq!(open("d").await, names(&[]));
+        assert_eq!(open("other").await, names(&[]));
+        assert_eq!(remove("unknown", &["a"]).await, nobody);
     }
 
     #[test]

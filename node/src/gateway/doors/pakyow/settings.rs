@@ -6,7 +6,7 @@ use roomcast::{
     RedisUrl,
     emitter::redis::{Endpoint, Topology},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::registry::Bounds;
 use crate::gateway::{
@@ -74,7 +74,7 @@ impl Default for Settings {
 }
 
 /// The occasions on which the hook is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Occasion {
     /// A client connects without a key that is known here.
@@ -243,79 +243,52 @@ fn check_server(url: &RedisUrl) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
 
-    fn read(settings: Value) -> Result<Settings, String> {
-        let settings: Settings =
-            serde_json::from_value(settings).map_err(|error| error.to_string())?;
+    fn read(settings: &str) -> Result<Settings, String> {
+        let settings: Settings = toml::from_str(settings).map_err(|error| error.to_string())?;
         settings.check().map(|()| settings)
     }
 
     #[test]
     fn an_empty_table_opens_the_door_with_the_defaults() {
-        let settings = read(json!({})).unwrap();
+        let settings = read("").unwrap();
         assert_eq!(settings, Settings::default());
         assert!(settings.routes().is_none());
     }
 
     #[test]
     fn mistakes_are_refused_with_a_reason() {
-        let app = "http://127.0.0.1:9000";
-        for (settings, reason) in [
-            (json!({ "namespace": "pakyow" }), "begins with /"),
-            (json!({ "application": "/app" }), "not an absolute URL"),
-            (
-                json!({ "application": format!("{app}/x") }),
-                "neither path nor query",
-            ),
-            (json!({ "actions": "/a" }), "needs application"),
-            (json!({ "application": app, "actions": "a" }), "is a path"),
-            (json!({ "routes_per_socket": 0 }), "at least 1"),
-            (json!({ "lifetime": "0s" }), "more than zero"),
-            (
-                json!({ "hook": { "url": app, "on": [] } }),
-                "hook.on is empty",
-            ),
-            (
-                json!({ "hook": { "url": app, "on": ["event"] } }),
-                "unknown variant",
-            ),
-            (json!({ "hok": {} }), "unknown field"),
-            (json!({ "registry": {} }), "either url or url_env"),
-            (
-                json!({ "registry": { "url": "redis://a", "url_env": "A" } }),
-                "either url or url_env",
-            ),
-            (
-                json!({ "registry": { "url": "http://a" } }),
-                "the URL of Redis must begin",
-            ),
-            (
-                json!({ "registry": { "url": "redis+cluster://a:1" } }),
-                "cannot be in a Redis Cluster",
-            ),
-            (
-                json!({ "registry": { "url": "redis://a", "key": "" } }),
-                "name of a hash",
-            ),
+        let either = "either url or url_env";
+        for (reason, settings) in [
+            ("begins with /", "namespace = 'pakyow'"),
+            ("not an absolute URL", "application = '/app'"),
+            ("neither path nor query", "application = 'http://a/x'"),
+            ("needs application", "actions = '/a'"),
+            ("is a path", "application = 'http://a'\nactions = 'a'"),
+            ("at least 1", "routes_per_socket = 0"),
+            ("more than zero", "lifetime = '0s'"),
+            ("hook.on is empty", "hook = { url = 'http://a', on = [] }"),
+            ("unknown variant", "hook.on = ['event']"),
+            ("unknown field", "hok = {}"),
+            (either, "registry = {}"),
+            (either, "registry = { url = 'redis://a', url_env = 'A' }"),
+            ("the URL of Redis must begin", "registry.url = 'http://a'"),
+            ("in a Redis Cluster", "registry.url = 'redis+cluster://a'"),
+            ("of a hash", "registry = { url = 'redis://a', key = '' }"),
         ] {
-            let error = read(settings.clone()).unwrap_err();
+            let error = read(settings).unwrap_err();
             assert!(error.contains(reason), "{settings}: {error}");
         }
-        assert_eq!(read(json!({ "grace": "0s" })).unwrap().grace.0.as_secs(), 0);
+        assert!(read("grace = '0s'").unwrap().grace.0.is_zero());
     }
 
     #[test]
     fn the_address_of_the_registry_is_in_the_file_or_in_a_variable() {
-        let address = |registry: Value| {
-            let settings = read(json!({ "registry": registry })).unwrap();
-            settings.registry.unwrap().address()
-        };
-        let url = address(json!({ "url": "redis://localhost:7000/3" })).unwrap();
+        let address = |settings| read(settings).unwrap().registry.unwrap().address();
+        let url = address("registry.url = 'redis://localhost:7000/3'").unwrap();
         assert_eq!(url.to_string(), "redis://localhost:7000/3");
-        let error = address(json!({ "url_env": "ROOMCAST_TEST_NO_SUCH_VARIABLE" })).unwrap_err();
+        let error = address("registry.url_env = 'ROOMCAST_TEST_NO_SUCH_VARIABLE'").unwrap_err();
         assert!(error.contains("is not set"), "{error}");
     }
 }

@@ -29,7 +29,7 @@ use tokio::time::timeout;
 use super::{
     Failed, JOIN, LEAVE, PUSH_MATCHING, Pakyow,
     form::PUSH,
-    registry::{BATCH, Holders, RegistryError},
+    registry::{BATCH, RegistryError},
 };
 use crate::gateway::{operations::binary, policy::USER_ROOMS};
 
@@ -77,27 +77,30 @@ impl Pakyow {
         if has_own {
             self.join_here(change).await?;
         }
-        if has_others {
-            self.ask_others(JOIN, change).await?;
-        }
-        if let Some(ruby) = &self.ruby {
-            ruby.changed(&change.digest).await;
-        }
-        Ok(())
+        self.change_elsewhere(JOIN, change, has_others).await
     }
 
     /// Unsubscribes a digest.
     pub(super) async fn unsubscribe(&self, change: &Change) -> Result<(), Failed> {
-        let holders: Holders = self
-            .registry
-            .remove(&change.digest, &change.channels)
-            .await?;
+        let Change { digest, channels } = change;
+        let holders = self.registry.remove(digest, channels).await?;
         let (has_own, has_others) = holders.at(&self.node());
         if has_own {
             self.leave_here(change).await;
         }
-        if has_others {
-            self.ask_others(LEAVE, change).await?;
+        self.change_elsewhere(LEAVE, change, has_others).await
+    }
+
+    /// Asks the nodes with sockets of the digest, if there are `others`, and notifies those of
+    /// other clusters.
+    async fn change_elsewhere(
+        &self,
+        event: &str,
+        change: &Change,
+        others: bool,
+    ) -> Result<(), Failed> {
+        if others {
+            self.ask_others(event, change).await?;
         }
         if let Some(ruby) = &self.ruby {
             ruby.changed(&change.digest).await;

@@ -51,6 +51,20 @@ impl Cluster {
         node.change(socket, Some((user, &rooms)));
     }
 
+    /// A node starts that has place for so many sockets and memberships.
+    fn start(&mut self, node: &str, max: usize) {
+        self.nodes.insert(node.to_owned(), State::new(node, max));
+    }
+
+    fn gone(&mut self, node: &str, socket: &str) {
+        self.nodes.get_mut(node).unwrap().change(socket, None);
+    }
+
+    /// The full states that a node has published.
+    fn fulls(&self, node: &str) -> u64 {
+        self.nodes[node].figures().1
+    }
+
     fn users(&self, node: &str) -> (Vec<String>, Vec<String>) {
         let page = Page {
             limit: 10_000,
@@ -60,12 +74,8 @@ impl Cluster {
         let found = self.nodes[node].found(&self.alive(), self.now, look);
         let users = found.page.iter().map(|online| {
             let rooms: Vec<_> = online.rooms.iter().map(|room| &**room).collect();
-            format!(
-                "{} {} {}",
-                online.user,
-                online.sockets.len(),
-                rooms.join(",")
-            )
+            let (user, sockets, rooms) = (&online.user, online.sockets.len(), rooms.join(","));
+            format!("{user} {sockets} {rooms}")
         });
         (users.collect(), found.silent_nodes)
     }
@@ -88,7 +98,7 @@ fn each_node_knows_the_users_of_all() {
         let expected = vec!["ada 2 lobby,vip".to_owned(), "bob 1 ".to_owned()];
         assert_eq!(cluster.users(node), (expected, vec![]));
     }
-    cluster.nodes.get_mut("b").unwrap().change("b2", None);
+    cluster.gone("b", "b2");
     cluster.set("b", "b1", "ada", &[]);
     cluster.run(1, nothing);
     assert_eq!(cluster.users("a").0, ["ada 2 lobby"]);
@@ -101,8 +111,7 @@ fn a_node_that_starts_later_gets_the_full_state_in_parts_while_users_come_and_go
         cluster.set("a", &format!("s{index}"), &format!("u{index}"), &["lobby"]);
     }
     cluster.run(5, nothing);
-    let state = State::new("b", 100_000);
-    cluster.nodes.insert("b".to_owned(), state);
+    cluster.start("b", 100_000);
     let mut parts = 0;
     cluster.run(5, |message| {
         assert!(message.set.len() <= MAX_SOCKETS);
@@ -112,9 +121,9 @@ fn a_node_that_starts_later_gets_the_full_state_in_parts_while_users_come_and_go
     assert!(parts >= 3000 / MAX_SOCKETS);
     let (users, silent) = cluster.users("b");
     assert_eq!((users.len(), silent.len()), (3000, 0));
-    let before = cluster.nodes["a"].figures().1;
+    let before = cluster.fulls("a");
     cluster.run(20, nothing);
-    assert_eq!(cluster.nodes["a"].figures().1, before, "nobody asks again");
+    assert_eq!(cluster.fulls("a"), before, "nobody asks again");
 }
 
 #[test]
@@ -139,7 +148,7 @@ fn changes_between_the_parts_of_a_full_state_win() {
                 for index in 0..2000 {
                     let socket = format!("s{index:04}");
                     match index % 2 {
-                        0 => cluster.nodes.get_mut("a").unwrap().change(&socket, None),
+                        0 => cluster.gone("a", &socket),
                         _ => cluster.set("a", &socket, "bob", &["after"]),
                     }
                 }
@@ -169,8 +178,7 @@ fn a_full_state_of_which_a_part_is_lost_is_asked_for_again() {
         cluster.set("a", &format!("s{index}"), &format!("u{index}"), &[]);
     }
     cluster.run(5, nothing);
-    let state = State::new("b", 100_000);
-    cluster.nodes.insert("b".to_owned(), state);
+    cluster.start("b", 100_000);
     let mut lost = 0;
     cluster.run(30, |message| {
         let is_part = message.set.len() == MAX_SOCKETS && !message.first;
@@ -186,7 +194,7 @@ fn a_full_state_of_which_a_part_is_lost_is_asked_for_again() {
 fn messages_that_overtake_each_other_are_put_in_order() {
     let mut cluster = Cluster::of(&["a", "b"]);
     cluster.run(5, nothing);
-    let fulls = cluster.nodes["a"].figures().1;
+    let fulls = cluster.fulls("a");
     let mut published = Vec::new();
     for room in ["one", "two", "three"] {
         cluster.set("a", "a1", "ada", &[room]);
@@ -201,7 +209,7 @@ fn messages_that_overtake_each_other_are_put_in_order() {
     }
     assert_eq!(cluster.users("b").0, ["ada 1 three"], "twice is once");
     cluster.run(5, nothing);
-    assert_eq!(cluster.nodes["a"].figures().1, fulls);
+    assert_eq!(cluster.fulls("a"), fulls);
 }
 
 #[test]
@@ -223,10 +231,8 @@ fn a_node_that_is_not_heard_is_named_and_its_users_stay() {
     cluster.set("a", "a1", "ada", &[]);
     cluster.run(5, nothing);
     cluster.run(20, |message| message.from == "a");
-    assert_eq!(
-        cluster.users("b"),
-        (vec!["ada 1 ".to_owned()], vec!["a".to_owned()])
-    );
+    let known = (vec!["ada 1 ".to_owned()], vec!["a".to_owned()]);
+    assert_eq!(cluster.users("b"), known);
     cluster.run(10, nothing);
     assert_eq!(cluster.users("b").1, [""; 0]);
 }
@@ -234,19 +240,16 @@ fn a_node_that_is_not_heard_is_named_and_its_users_stay() {
 #[test]
 fn a_node_without_place_says_that_not_all_is_known() {
     let mut cluster = Cluster::of(&["a"]);
-    cluster.nodes.insert("b".to_owned(), State::new("b", 4));
+    cluster.start("b", 4);
     cluster.set("a", "a1", "ada", &["one"]);
     cluster.run(5, nothing);
     assert_eq!(cluster.users("b").1, [""; 0]);
     cluster.set("a", "a2", "bob", &["one", "two"]);
     cluster.run(5, nothing);
-    assert_eq!(
-        cluster.users("b"),
-        (vec!["ada 1 one".to_owned()], vec!["a".to_owned()])
-    );
-    let a = cluster.nodes.get_mut("a").unwrap();
-    a.change("a1", None);
-    a.change("a2", None);
+    let known = (vec!["ada 1 one".to_owned()], vec!["a".to_owned()]);
+    assert_eq!(cluster.users("b"), known);
+    cluster.gone("a", "a1");
+    cluster.gone("a", "a2");
     cluster.set("a", "a3", "eve", &[]);
     cluster.run(40, nothing);
     assert_eq!(cluster.users("b"), (vec!["eve 1 ".to_owned()], vec![]));

@@ -107,18 +107,11 @@ impl Memory {
 mod tests {
     use std::time::Duration;
 
-    use super::*;
-    use crate::gateway::clock::now;
-
-    const BOUNDS: Bounds = Bounds {
-        lifetime: Duration::from_secs(600),
-        grace: Duration::ZERO,
-        channels: 3,
+    use super::{
+        super::tests::{BOUNDS, names},
+        *,
     };
-
-    fn names(names: &[&str]) -> Vec<String> {
-        names.iter().map(|name| (*name).to_owned()).collect()
-    }
+    use crate::gateway::clock::now;
 
     #[test]
     fn a_pair_that_never_connects_is_forgotten() {
