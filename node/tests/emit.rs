@@ -187,8 +187,8 @@ fn with_a_key_only_those_who_have_it_reach_clients() {
     assert_eq!(said.status, Some(0), "{said:?}");
     assert_eq!(client.event("news"), json!([4]));
     assert_eq!(client.event("news"), json!([5]));
-    node.line_with("reason=it is not signed");
-    node.line_with("reason=its signature is of another key");
+    node.line_with("error=it is not signed");
+    node.line_with("error=its signature is of another key");
 }
 
 #[test]
