@@ -128,6 +128,9 @@ pub(crate) struct Batch {
 /// The most events of a request. The response has a list of operations for each.
 const MAX_BATCH: usize = 1000;
 
+/// The most requests to a backend at a time. Each may hold a connection.
+const MAX_CONCURRENCY: usize = 10_000;
+
 fn batch_size() -> usize {
     100
 }
@@ -338,6 +341,9 @@ impl Settings {
                 "`{key}` is zero or empty, so it would never be called"
             ));
         }
+        if self.concurrency > MAX_CONCURRENCY {
+            return Err(format!("`concurrency` is not from 1 to {MAX_CONCURRENCY}"));
+        }
         if let Some(Batch { size, .. }) = self.batch
             && !(1..=MAX_BATCH).contains(&size)
         {
@@ -404,6 +410,10 @@ mod tests {
             (
                 json!({"url": url, "concurrency": 0}),
                 "`concurrency` is zero",
+            ),
+            (
+                json!({"url": url, "concurrency": u64::MAX}),
+                "`concurrency` is not from 1 to 10000",
             ),
             (
                 json!({"url": url, "batch": {"size": 0}}),
