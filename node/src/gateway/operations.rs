@@ -349,8 +349,8 @@ mod tests {
                 r#"[{"op":"ack"},{"op":"emti"}]"#,
                 "[1].op: unknown operation `emti`, did you mean `emit`?",
             ),
-            (r#"[{}]"#, "[0]: missing field `op`"),
-            (r#"[{"op":"emit"}]"#, "[0]: missing field `event`"),
+            (r#"[{}]"#, "[0].op: missing field `op`"),
+            (r#"[{"op":"emit"}]"#, "[0].event: missing field `event`"),
             (
                 r#"[{"op":"emit","event":"x","room":"a"}]"#,
                 "[0].room: unknown field `room`, expected one of",

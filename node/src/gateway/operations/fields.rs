@@ -57,7 +57,7 @@ impl<'a> Fields<'a> {
     /// Reads a member that must be there.
     pub(crate) fn require<T: Deserialize<'a>>(&mut self, name: &'static str) -> Result<T, Problem> {
         let value = self.take(name)?;
-        value.ok_or_else(|| Problem::new("", format!("missing field `{name}`")))
+        value.ok_or_else(|| Problem::new(format!(".{name}"), format!("missing field `{name}`")))
     }
 
     /// Refuses members of other names. Called first, because one of them may be a misspelt name of
