@@ -176,17 +176,20 @@ for (const [name, Server] of [["a server in Node.js", NodeServer], ["Roomcast an
       await elsewhere.misses("#log", "hello, Ada");
     });
 
-    test("does not fail at the arguments of hostile clients", { skip: Server === NodeServer }, async () => {
-      const socket = { id: "s", user: "ada", rooms: ["room:text"], data: {} };
-      for (const event of ["join", "leave", "message", "private message", "typing", "no such event"]) {
-        for (const args of hostileArguments()) {
-          const url = `http://127.0.0.1:${server.ports.site}/hook`;
-          const response = await post(url, SECRETS.ROOMCAST_SECRET, { type: "event", event, args, socket });
-          assert.equal(response.status, 200, `${event} ${JSON.stringify(args)}`);
-          assert.ok(Array.isArray(await response.json()));
+    // Node.js's own server has no hooks.
+    if (Server !== NodeServer) {
+      test("does not fail at the arguments of hostile clients", async () => {
+        const socket = { id: "s", user: "ada", rooms: ["room:text"], data: {} };
+        for (const event of ["join", "leave", "message", "private message", "typing", "no such event"]) {
+          for (const args of hostileArguments()) {
+            const url = `http://127.0.0.1:${server.ports.site}/hook`;
+            const response = await post(url, SECRETS.ROOMCAST_SECRET, { type: "event", event, args, socket });
+            assert.equal(response.status, 200, `${event} ${JSON.stringify(args)}`);
+            assert.ok(Array.isArray(await response.json()));
+          }
         }
-      }
-    });
+      });
+    }
 
     test("goes on in its room when the server has gone away and come back", async () => {
       const ada = await loggedIn("ada", "lovelace");

@@ -143,7 +143,7 @@ describe("in a cluster that signs", () => {
     assert.deepEqual(seen, [["signed"], ["signed"]]);
     for (const gateway of gateways) {
       assert.equal(await gateway.metric(DROPPED), 2);
-      await until("the log", () => gateway.lines.some(({ reason }) => /not signed/.test(reason ?? "")));
+      await until("the log", () => gateway.lines.some(({ error }) => /not signed/.test(error ?? "")));
     }
   });
 });
