@@ -14,7 +14,6 @@
 use std::{
     io,
     ops::{Deref, DerefMut},
-    path::Path,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -36,7 +35,7 @@ use super::{
     error::{ConnectError, NEEDS_6_2, NEEDS_7, text},
     reply::Reply,
     slots::KeeperSlot,
-    stream::{self, BoxStream},
+    stream::{self, BoxStream, Target},
     url::{Address, Location, Login, RedisUrl},
     wire::Wire,
 };
@@ -273,30 +272,6 @@ impl Endpoint {
             return Err(ConnectError::IsCluster { server });
         }
         Ok(connection)
-    }
-}
-
-/// One server.
-pub(super) enum Target<'a> {
-    Tcp(&'a Address),
-    Unix(&'a Path),
-}
-
-impl Target<'_> {
-    fn address(&self) -> Option<Address> {
-        match self {
-            Self::Tcp(address) => Some((*address).clone()),
-            Self::Unix(_) => None,
-        }
-    }
-}
-
-impl std::fmt::Display for Target<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => path.display().fmt(f),
-        }
     }
 }
 

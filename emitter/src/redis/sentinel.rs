@@ -7,9 +7,10 @@
 use redis::Value;
 
 use super::{
-    connect::{Connection, Endpoint, Mode, Purpose, Push, Target},
+    connect::{Connection, Endpoint, Mode, Purpose, Push},
     error::ConnectError,
     reply::Reply,
+    stream::Target,
     url::{Address, Location, Login},
 };
 

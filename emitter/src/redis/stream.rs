@@ -3,7 +3,7 @@
 //! The `redis` crate can open them, too, but keeps them, and a [`Wire`](super::wire::Wire) needs one of its
 //! own. All connections are opened here, so that they have the same settings and the same errors.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{fmt, io, path::Path, sync::Arc, time::Duration};
 
 use futures_util::future::select_ok;
 use redis::io::tcp::socket2::{SockRef, TcpKeepalive};
@@ -21,7 +21,6 @@ use tokio_rustls::{
 };
 
 use super::{
-    connect::Target,
     error::ConnectError,
     url::{Address, TlsFiles},
 };
@@ -36,6 +35,30 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// Without it, the kernel retries for a quarter of an hour.
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// One server.
+pub(super) enum Target<'a> {
+    Tcp(&'a Address),
+    Unix(&'a Path),
+}
+
+impl Target<'_> {
+    pub(super) fn address(&self) -> Option<Address> {
+        match self {
+            Self::Tcp(address) => Some((*address).clone()),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Target<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
 
 /// A stream to a server.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -144,7 +167,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectErro
     }
 }
 
-fn unusable(path: &Path, reason: &dyn std::fmt::Display) -> ConnectError {
+fn unusable(path: &Path, reason: &dyn fmt::Display) -> ConnectError {
     ConnectError::TlsFile {
         path: path.into(),
         reason: reason.to_string(),
