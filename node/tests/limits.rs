@@ -249,8 +249,7 @@ async fn a_second_post_while_the_first_is_received_closes_the_session() {
 // The tests of the list above; `limit` is the label that has to count.
 
 async fn a_body_that_is_declared_too_large_is_refused_before_it_is_sent(limit: &str) {
-    let server = serve(|io, _| io.max_payload(1000)).await;
-    let mut bystander = server.bystander().await;
+    let (server, mut bystander) = with_payloads_of_a_kilobyte().await;
     let polling = Polling::connect(server.address).await;
     let head = post(&polling, "Content-Length: 1001");
     let mut stream = http::send(server.address, head).await;
@@ -262,8 +261,7 @@ async fn a_body_that_is_declared_too_large_is_refused_before_it_is_sent(limit: &
 }
 
 async fn a_body_that_grows_too_large_is_refused(limit: &str) {
-    let server = serve(|io, _| io.max_payload(1000)).await;
-    let mut bystander = server.bystander().await;
+    let (server, mut bystander) = with_payloads_of_a_kilobyte().await;
     let polling = Polling::connect(server.address).await;
     let chunk = format!("1f4\r\n{}\r\n", "4".repeat(500));
     let sent = post(&polling, "Transfer-Encoding: chunked") + &chunk.repeat(3);
@@ -276,10 +274,9 @@ async fn a_body_that_grows_too_large_is_refused(limit: &str) {
 }
 
 async fn a_websocket_frame_that_is_too_large_closes_with_1009(limit: &str) {
-    let server = serve(|io, _| io.max_payload(1000)).await;
-    let mut bystander = server.bystander().await;
+    let (server, mut bystander) = with_payloads_of_a_kilobyte().await;
     let mut socket = WebSocket::connect(server.address).await;
-    // What is exactly as large as it may be passes.
+    // A frame of exactly the limit passes.
     let largest = format!(r#"420["echo","{}"]"#, "x".repeat(986));
     assert_eq!(largest.len(), 1000);
     socket.send(&largest).await;
@@ -294,8 +291,7 @@ async fn a_websocket_frame_that_is_too_large_closes_with_1009(limit: &str) {
 }
 
 async fn a_fragmented_message_that_grows_too_large_closes_with_1009(limit: &str) {
-    let server = serve(|io, _| io.max_payload(1000)).await;
-    let mut bystander = server.bystander().await;
+    let (server, mut bystander) = with_payloads_of_a_kilobyte().await;
     let mut socket = WebSocket::connect(server.address).await;
     socket.send_frame(false, 1, &[b'4'; 600]).await;
     socket.send_frame(false, 0, &[b'4'; 600]).await;
@@ -420,7 +416,7 @@ async fn a_client_that_owes_too_many_acks_is_not_asked_again(limit: &str) {
     );
     assert_eq!(server.reached(limit), 1);
 
-    // What is answered is not owed any more.
+    // An acknowledged event no longer counts towards the limit.
     for _ in 0..2 {
         assert!(client.text().await.starts_with("42"));
     }
@@ -679,7 +675,7 @@ async fn an_event_that_is_observed_keeps_its_bytes_while_the_observer_runs(limit
 }
 
 /// 256 MiB are broadcast. If they were kept for the client that does not read, the process would
-/// grow by as much; the bound leaves room for what the tests beside this one hold.
+/// grow by as much. The bound leaves room for the memory of tests that run at the same time.
 async fn a_client_that_never_reads_is_closed_and_costs_no_memory(limit: &str) {
     const BROADCASTS: usize = 4096;
     let server = limited(|limits| limits.outbox_bytes = 256 * 1024).await;
@@ -767,7 +763,7 @@ async fn the_clients_for_which_most_waits_are_closed_when_too_much_waits(limit: 
     for (_, socket) in &clients[..2] {
         (0..4).for_each(|_| socket.emit("item", &text).unwrap());
     }
-    // One broadcast is held once, whatever the number of clients that do not read.
+    // A broadcast is stored once for all clients that do not read.
     for _ in 0..3 {
         server.io.emit("item", &text).await.unwrap();
     }
@@ -1106,7 +1102,14 @@ async fn serve(configure: impl FnOnce(Builder, &mut Limits) -> Builder) -> TestS
     serve_namespace(main_namespace(), configure).await
 }
 
-/// A server whose settings are the defaults but for some limits.
+/// A server with payloads of at most 1,000 bytes, and a client of it that keeps to that.
+async fn with_payloads_of_a_kilobyte() -> (TestServer, WebSocket) {
+    let server = serve(|io, _| io.max_payload(1000)).await;
+    let bystander = server.bystander().await;
+    (server, bystander)
+}
+
+/// A server with the default settings except for some limits.
 async fn limited(limit: impl FnOnce(&mut Limits)) -> TestServer {
     limited_sockets(limit).await.0
 }

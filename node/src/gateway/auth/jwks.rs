@@ -247,7 +247,10 @@ async fn fetch(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{
+        net::SocketAddr,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
 
     use axum::{Router, routing::get};
     use jsonwebtoken::Algorithm;
@@ -267,6 +270,11 @@ mod tests {
         }
     }
 
+    async fn started_at(address: SocketAddr) -> Jwks {
+        let settings = settings(format!("http://{address}/keys"));
+        Jwks::start(settings, Jwks::loads(), true).await.unwrap()
+    }
+
     #[tokio::test]
     async fn a_set_is_fetched_again_for_an_unknown_key_but_not_more_often_than_allowed() {
         let fetched = Arc::new(AtomicUsize::new(0));
@@ -280,13 +288,7 @@ mod tests {
         let app = Router::new().route("/keys", get(respond));
         tokio::spawn(async move { axum::serve(listener, app).await });
 
-        let jwks = Jwks::start(
-            settings(format!("http://{address}/keys")),
-            Jwks::loads(),
-            true,
-        )
-        .await
-        .unwrap();
+        let jwks = started_at(address).await;
         assert_eq!(jwks.keys().len(), 1);
         assert!(!jwks.renew().await, "it has just been fetched");
         assert_eq!(fetched.load(Ordering::Relaxed), 1);
@@ -307,13 +309,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let jwks = Jwks::start(
-            settings(format!("http://{address}/keys")),
-            Jwks::loads(),
-            true,
-        )
-        .await
-        .unwrap();
+        let jwks = started_at(address).await;
         assert!(jwks.keys().is_empty());
         let replaced = Jwks::read(settings(format!("http://{address}/keys")), Jwks::loads());
         assert!(replaced.await.is_err(), "it replaces nothing");
