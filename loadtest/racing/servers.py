@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Cargo's folder of what is built.
+# Cargo's target folder.
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 PEERS = ROOT / "loadtest/peers"
 NODE_JS = ["node", str(PEERS / "node/server.js")]

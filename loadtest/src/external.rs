@@ -8,7 +8,7 @@ pub(crate) trait External {
     /// Queues a message for a room. Room and payload must not need escaping in JSON.
     fn send(&mut self, namespace: &str, room: &str, payload: &[u8]);
 
-    /// Writes pending bytes and reads what there is, without blocking.
+    /// Writes pending bytes and reads available ones, without blocking.
     fn pump(&mut self) -> anyhow::Result<()>;
 
     /// Whether it has work in progress.

@@ -44,7 +44,7 @@ pub(crate) struct OfTransport {
     pub(crate) opened_v4: IntCounter,
 }
 
-/// The series by transport. Each connection is counted in several, so they are looked up once.
+/// The series of both transports. They are looked up once, at start-up, because each connection increments several.
 pub(crate) struct Transports {
     pub(crate) polling: OfTransport,
     pub(crate) websocket: OfTransport,

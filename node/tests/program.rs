@@ -918,7 +918,7 @@ fn serve_file(file: &Temporary) -> (Program, String, String) {
     process::serve(roomcast().args(["serve", "--config", file.path()]))
 }
 
-/// Runs the program, which ends with this status. Returns what it says.
+/// Runs the program, which must exit with this status. Returns its output.
 #[track_caller]
 fn says(status: i32, line: &[&str]) -> String {
     ended(Program::start(roomcast().args(line)), status)

@@ -1,4 +1,4 @@
-//! What the bus in memory does beyond the guarantees of every bus.
+//! Behaviour of the bus in memory beyond the guarantees of every bus.
 
 use std::future::pending;
 

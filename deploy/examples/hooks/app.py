@@ -3,8 +3,8 @@
 
     ROOMCAST_SECRET=… ./app.py [PORT [ADDRESS]]
 
-Roomcast posts what its clients do and carries out the operations that are returned. Clients send arguments of any
-number and type. An exception would count as an outage of the application, so each function checks its arguments.
+Roomcast posts the events of its clients, and carries out the operations of the response. Clients send arguments of
+any number and type. An exception would count as an outage of the application, so each function checks its arguments.
 """
 
 import hashlib

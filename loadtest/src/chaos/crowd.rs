@@ -104,7 +104,7 @@ impl Crowd {
         lock(&self.shared.ends).clone()
     }
 
-    /// Whether all clients are members of their room. If their thread has failed, `finish` tells why.
+    /// Whether all clients are members of their room. If their thread has failed, `finish` returns the reason.
     pub(super) fn has_joined(&self) -> bool {
         self.thread.is_finished() || self.joined() >= self.clients
     }

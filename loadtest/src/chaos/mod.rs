@@ -347,7 +347,7 @@ impl Traffic {
         self.crowds.iter().all(Crowd::has_joined)
     }
 
-    /// Ends the publishers, and then the clients, once they have received what they are owed.
+    /// Ends the publishers, and then the clients, once these have received all messages that they must receive.
     fn finish(self) -> anyhow::Result<Ended> {
         self.is_over.store(true, Relaxed);
         let mut ended = Ended {

@@ -22,7 +22,7 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Far more than anything takes on a busy machine; nothing succeeds by waiting for it.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Both ports are free ones; the log tells which.
+/// The system chooses both ports, and the log contains them.
 pub(crate) const ANY_PORT: [&str; 2] = ["--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0"];
 
 /// The program, without settings from the environment of the test.

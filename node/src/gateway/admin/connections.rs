@@ -1,4 +1,4 @@
-//! The open connections of an internal port. Their number is limited, because everybody who reaches the
+//! The open connections of an internal port. Their number is limited, because anybody with access to the
 //! port could otherwise take all descriptors of the process, and with them the clients and the probes.
 
 use std::{

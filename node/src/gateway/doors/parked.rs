@@ -99,7 +99,7 @@ impl Parked {
         }
     }
 
-    /// What counts as one address.
+    /// The network of an address. Its addresses share one limit.
     pub(super) fn network(&self, address: IpAddr) -> IpAddr {
         client_network(address, self.ipv6_prefix)
     }

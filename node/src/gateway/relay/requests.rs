@@ -282,7 +282,7 @@ impl Handler for Requests {
     }
 }
 
-/// A request that was sent. Dropping it cancels what has not arrived.
+/// A request that was sent. Dropping it cancels the rest of the response.
 struct Exchange(Requests, u32);
 
 impl Drop for Exchange {

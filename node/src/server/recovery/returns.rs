@@ -60,8 +60,8 @@ impl Returns {
     }
 
     /// Takes a session for `owner`, within `bound`. `None`: there is none. Clients do not wait for
-    /// a store that is unreachable for longer than `kept`. What this node still has to write of the
-    /// session is written first.
+    /// a store that is unreachable for longer than `kept`. Changes of the session that this
+    /// node has not written yet are written first.
     pub(super) async fn take(
         self: &Arc<Self>,
         sessions: &dyn Sessions,

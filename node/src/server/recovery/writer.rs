@@ -305,15 +305,15 @@ impl Writer {
         };
         async move {
             let written = storing.await;
-            // Also after an error, because another node may have taken what was stored without a
-            // confirmation.
+            // Also after an error, because the session may have been stored without a confirmation, and
+            // taken by another node.
             recoverable.is_stored.store(true, Ordering::Relaxed);
             written
         }
     }
 
     /// Ends sessions that other nodes have resumed without their latest changes, because this node
-    /// could not store these in time. The clients get new sockets, which is how they are told.
+    /// could not store these in time. The clients notice it because they get new sockets.
     /// Returns `false` if some of it has to be done again.
     async fn end_resumed(&self, resumed: Vec<Ended>) -> bool {
         static LINES: LineLimit = LineLimit::new();
