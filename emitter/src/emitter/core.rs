@@ -499,7 +499,7 @@ impl Core {
     /// Signs commands, if the cluster does, and sends them.
     async fn send_all(&self, unsent: &Unsent) -> Vec<Result<usize, EmitError>> {
         let Some(signer) = &self.signer else {
-            return self.transport.publish_all(unsent).await;
+            return self.transport.publish_all(unsent.pieces()).await;
         };
         if let Err(error) = self.read_clock().await {
             return fail_all(unsent.len(), &error);
@@ -510,7 +510,7 @@ impl Core {
             Ok(())
         });
         match sealed {
-            Ok(sealed) => self.transport.publish_all(&sealed).await,
+            Ok(sealed) => self.transport.publish_all(sealed.pieces()).await,
             Err(error) => fail_all(unsent.len(), &error),
         }
     }

@@ -14,7 +14,7 @@ use std::{collections::VecDeque, sync::Arc};
 use redis::Value;
 use roomcast_protocol::{channel::Channels, receipt::Receipt, wire::Publication};
 
-use super::{encoder::Encoder, results::Delivery, unsent::Unsent};
+use super::{encoder::Encoder, results::Delivery};
 #[cfg(feature = "pool")]
 use crate::pool::PoolPublisher;
 use crate::{
@@ -66,16 +66,19 @@ impl Transport {
     }
 
     /// Publishes messages and returns their numbers of receivers, both in order.
-    pub(super) async fn publish_all(&self, unsent: &Unsent) -> Vec<Result<usize, EmitError>> {
+    pub(super) async fn publish_all(
+        &self,
+        pieces: &[Arc<Commands>],
+    ) -> Vec<Result<usize, EmitError>> {
         match self {
             Self::Own(publisher) => {
                 let mut window = Window {
                     publisher,
                     under_way: VecDeque::new(),
                     bytes: 0,
-                    results: Vec::with_capacity(unsent.len()),
+                    results: Vec::with_capacity(pieces.iter().map(|piece| piece.len()).sum()),
                 };
-                for piece in unsent.pieces() {
+                for piece in pieces {
                     window.publish(piece).await;
                 }
                 while !window.under_way.is_empty() {
@@ -84,7 +87,7 @@ impl Transport {
                 window.results
             }
             #[cfg(feature = "pool")]
-            Self::Pool(pool) => publish_over(pool, unsent.pieces()).await,
+            Self::Pool(pool) => publish_over(pool, pieces).await,
         }
     }
 
